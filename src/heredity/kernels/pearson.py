@@ -252,20 +252,27 @@ def join(parts: Sequence[TopPearson]) -> TopPearson:
 
 
 @compiled()
+def _load_rows(rows, n, indptr, columns, values):
+    """Begin to load the row that is needed some steps after the n-th."""
+    firings = np.uint64(len(rows))
+    if n + _TWICE_AHEAD < firings:
+        prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
+    if n + _AHEAD < firings:
+        soon = np.uint64(rows[n + _AHEAD])
+        line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
+        while line < end:
+            prefetch(columns, line)
+            prefetch(values, line)
+            line += _ENTRIES_PER_LINE
+
+
+@compiled()
 def add_products(rows, weights, indptr, columns, values, products):
     """products[c] += sum over n of weights[n] * child[rows[n], c]; unsigned indices spare the test for wrapping."""
     products[:] = 0.0
     firings = np.uint64(len(rows))
     for n in range(firings):
-        if n + _TWICE_AHEAD < firings:
-            prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
-        if n + _AHEAD < firings:
-            soon = np.uint64(rows[n + _AHEAD])
-            line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
-            while line < end:
-                prefetch(columns, line)
-                prefetch(values, line)
-                line += _ENTRIES_PER_LINE
+        _load_rows(rows, n, indptr, columns, values)
         token, weight = np.uint64(rows[n]), np.float64(weights[n])
         for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
             products[np.uint64(columns[k])] += weight * values[k]
@@ -340,7 +347,10 @@ def _match_few(features, first, columns, child, stats, child_stats, tokens, thre
     those that have to be matched with all, of which nothing is kept here."""
     (starts, rows, weights), (indptr, shared, values) = columns, child
     left, last = np.zeros(len(features), np.bool_), best.r.shape[1] - 1
-    r, touched, middle = thread.products, thread.touched, near_zero.bins // 2
+    r, stamp, touched, middle = thread.products, thread.stamp, thread.touched, near_zero.bins // 2
+    lowest = np.inf
+    for threshold in thresholds:
+        lowest = min(lowest, threshold)
     for i in range(len(features)):
         p = features[i] - first
         mean, scale = stats.mean[p], stats.scale[p]
@@ -348,21 +358,23 @@ def _match_few(features, first, columns, child, stats, child_stats, tokens, thre
         if not reach * near_zero.sizes[-1] > _LEAST_R:
             left[i] = True
             continue
-        n = 0
-        for f in range(starts[p], starts[p + 1]):
-            token, weight = rows[f], np.float64(weights[f])
-            for k in range(indptr[token], indptr[token + 1]):
-                c = shared[k]
-                if thread.stamp[c] != features[i]:
-                    thread.stamp[c], touched[n], r[c] = features[i], c, 0.0
+        n, firings, feature = 0, slice(starts[p], starts[p + 1]), np.int32(features[i])
+        own, factors = rows[firings], weights[firings]
+        for f in range(np.uint64(len(own))):
+            _load_rows(own, f, indptr, shared, values)
+            token, weight = np.uint64(own[f]), np.float64(factors[f])
+            for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
+                c = np.uint64(shared[k])
+                if stamp[c] != feature:
+                    stamp[c], touched[n], r[c] = feature, shared[k], 0.0
                     n += 1
                 r[c] += weight * values[k]
         for place in range(len(near_zero.sizes)):  # of frequent features such an r may lie in any bin
             if reach * near_zero.sizes[place] * max(middle, 1) < _MOST_R:
                 break
             c = near_zero.features[place]
-            if thread.stamp[c] != features[i]:
-                thread.stamp[c], touched[n], r[c] = features[i], c, 0.0
+            if stamp[c] != feature:
+                stamp[c], touched[n], r[c] = feature, c, 0.0
                 n += 1
         above, constant = 0, 0
         for t in range(n):
@@ -382,8 +394,9 @@ def _match_few(features, first, columns, child, stats, child_stats, tokens, thre
             if r[c] >= thread.worst[c]:
                 insert(thread.child_best.r[c], thread.child_best.match[c], r[c], features[i])
                 thread.worst[c] = thread.child_best.r[c, last]
-            for m in range(len(thresholds)):
-                thread.over[m] += r[c] > thresholds[m]
+            if r[c] > lowest:
+                for m in range(len(thresholds)):
+                    thread.over[m] += r[c] > thresholds[m]
             if near_zero.bins > 0:
                 thread.histogram[min(near_zero.bins - 1, np.int64((r[c] + 1.0) * (near_zero.bins / 2.0)))] += 1
         if near_zero.bins > 0:
