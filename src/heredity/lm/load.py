@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub", "mergekit")
 # Buffers that older versions stored and that are computed today.
-_SIZES = dict.fromkeys(("num_hidden_layers", "n_layer", "num_experts", "num_local_experts"), 10_000)
+_BUILT = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers", "decoder_layers")
+_SIZES = dict.fromkeys((*_BUILT, "num_experts", "num_local_experts", "n_routed_experts"), 10_000)
 _SIZES |= dict.fromkeys(("hidden_size", "n_embd", "n_inner", "vocab_size", "num_attention_heads", "n_head"), 2**31)
 NO_WEIGHT = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -114,7 +115,7 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
     with quiet():
         try:
             config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=trust_remote_code, **more)
-            _check_sizes(name, config.get_text_config())
+            _check_sizes(name, config)
             return config
         except ModelError:
             raise
@@ -126,12 +127,18 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
             raise ModelError(f"{name}: cannot read its config: {reason}") from error
 
 
-def _check_sizes(name: str, config: Any) -> None:
-    """Raise ModelError, by key, for a size that no model has: a million empty layers would be built for hours."""
+def _check_sizes(name: str, config: Any, place: str = "") -> None:
+    """Raise ModelError, by key, for a size that no model has, nor a part of it such as one that sees: a million empty
+    layers would be built for hours."""
+    for key, part in vars(config).items():
+        if hasattr(part, "model_type"):
+            _check_sizes(name, part, f"{place}{key}.")
     for key, most in _SIZES.items():
         size = getattr(config, key, None)
         if isinstance(size, int) and not 0 <= size <= most:
-            raise ModelError(f"{name}: config.json: {key} is {size:,}, and must be at most {most:,}; copy it anew")
+            raise ModelError(
+                f"{name}: config.json: {place}{key} is {size:,}, and must be at most {most:,}; copy it anew"
+            )
 
 
 def is_reward_model(config: Any) -> bool:
