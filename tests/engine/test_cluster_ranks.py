@@ -58,8 +58,8 @@ def store(tmp_path: Path) -> Store:
 
 
 def adds(work: Work, dies: Callable[[int], None] = lambda _: None) -> None:
-    """Forty steps of a sum, to which each rank adds its share; a checkpoint after every one. Where it is to die, it does
-    after step 20."""
+    """Forty steps of a sum, to which each rank adds its share, with a checkpoint after each; `dies` is called after the
+    twentieth."""
     kept, ranks = work.folder / "checkpoint", work.ranks
     step, total = map(int, kept.read_text().split()) if kept.exists() else (0, 0)
     resumed = step

@@ -109,8 +109,8 @@ class _Several(Ranks):
         self._there = socket.create_server((address, 0), family=family, backlog=size)
         self._lines: dict[int, socket.socket] = {}
         store.set(f"there/{number}", json.dumps(self._there.getsockname()[:2]))
-        gloo = dist.ProcessGroupGloo
-        options: Any = gloo._Options()  # pyright: ignore[reportPrivateUsage] - else the address would be a guess of Gloo
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()  # else Gloo would guess the address from the machine's name, often loopback
         options._devices, options._timeout = [gloo.create_device(hostname=address)], _EXCHANGE
         self._group: Any = gloo(dist.PrefixStore("group", store), number, size, options)
 

@@ -61,12 +61,11 @@ def first_of(count: int, stage: Stage, store: Store, threads: int) -> Iterator[R
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, 0), family=family, backlog=count)
     meeting = listener.getsockname()[:2]
-    others = [
-        _rank.options(num_cpus=threads, max_retries=0, name=stage.label, **rank(group, number)).remote(  # pyright: ignore[reportFunctionMemberAccess]
-            stage, store, threads, number, count, meeting
-        )
-        for number in range(1, count)
-    ]
+    others = []
+    for number in range(1, count):
+        name = f"rank {number} of {stage.label}"
+        task = _rank.options(num_cpus=threads, max_retries=0, name=name, **rank(group, number))  # pyright: ignore[reportFunctionMemberAccess]
+        others.append(task.remote(stage, store, threads, number, count, meeting))
     threading.Thread(target=_end_with, args=(others, ended), daemon=True).start()
     try:
         with together(hosted(listener), 0, count, address) as ranks:
