@@ -116,8 +116,10 @@ def test_trainings_divided_among_workers_leave_the_same_files_when_one_of_these_
     on_ray = ("--engine", "ray", "--workers", 2, "--train-workers", 2, "--progress", "json")
     run = heredity("run", here / "s.toml", "--runs", tmp_path, *on_ray, "--until", "sae")
     try:
-        killed = worker_of(run.pid, "rank 1 of sae/", time.monotonic() + 300)
-        time.sleep(1.0)
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("s/sae/.partial-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # until all have come together
+        killed = worker_of(run.pid, "rank 1 of sae/", deadline)
         os.kill(killed, signal.SIGKILL)
     finally:
         _, progress = ended(run)

@@ -365,9 +365,6 @@ class _Teller(Watcher):
     def __init__(self, board: Any) -> None:
         self._board, self._last = board, 0.0
 
-    def start(self, stage: Stage) -> None:
-        self._board.begin.remote(stage.label)
-
     def progress(self, stage: Stage, done: int, total: int) -> None:
         if time.monotonic() - self._last > _TURN:
             self._last = time.monotonic()
@@ -378,6 +375,7 @@ class _Teller(Watcher):
 def _stage(stage: Stage, store: Store, board: Any, threads: int, slots: int, gpu: bool, count: int) -> float:
     """One stage, in a worker, or in the first of several; its seconds."""
     start = time.monotonic()
+    board.begin.remote(stage.label)
     begin(threads)
     # Several have the room of their group alone: units would wait for the end of the stage that waits for them.
     shards = RayShards(stage, store, threads, slots, gpu) if count == 1 else Here()
