@@ -1,12 +1,13 @@
 #!/bin/bash
 # A study on a Ray cluster of two hosts with results on a third, all network namespaces of this machine, beside the same
-# study in one process: prints whether the checksums of all files are equal, and which host made which stage.
+# study in one process: prints whether the checksums of all files are equal, and which host made which stage. The hosts
+# divide every training of an SAE between them; then they do so once more by torchrun, without Ray.
 #
 #     sudo PATH="$PATH" benchmarks/two_hosts.sh FOLDER
 #
 # FOLDER, outside of /tmp, is made anew. Needs root, iproute2, the extras ray and s3, and moto[server]. Each host has
 # processes, an address, a /tmp and a cache of its own; only what the study reads lies on a disk that both see.
-# HOSTS_LOSE=1 cuts the second host off the network while it makes a stage.
+# HOSTS_LOSE=1 cuts the second host off the network while it makes a stage; nothing is divided then.
 set -eu
 folder=$(realpath -m "$1"); here=$(realpath "$(dirname "$0")/.."); python=${PYTHON:-$here/.venv/bin/python}
 mkdir "$folder"
@@ -77,18 +78,32 @@ while len(nodes := [node for node in ray.nodes() if node["Alive"]]) < 2:
 print("hosts:", sorted(node["NodeManagerAddress"] for node in nodes))
 PYTHON
 )
+divided=2
 if [ "${HOSTS_LOSE:-0}" = 1 ]; then
+  divided=1
   (
     until ls "$folder"/second/heredity/*/s/*/.partial-* >/dev/null 2>&1; do sleep 0.2; done
     ls -d "$folder"/second/heredity/*/s/*/.partial-* | sed 's/^.*\.partial-/cut off while it made /'
     ip link set heredity-2 down
   ) &
 fi
-(on head heredity run "$folder/s.toml" --engine ray --address 10.77.0.1:6379 --runs s3://bucket/runs --progress lines)
-(on head "$python" - "$folder/copy" <<'PYTHON'
+(on head heredity run "$folder/s.toml" --engine ray --address 10.77.0.1:6379 --runs s3://bucket/runs --progress lines \
+  --train-workers $divided)
+if [ $divided = 2 ]; then
+  launched() {  # launched HOST NUMBER: its part of a run by torchrun
+    on "$1" "$python" -m torch.distributed.run --nnodes 2 --node-rank "$2" --nproc-per-node 1 --master-addr 10.77.0.1 \
+      --master-port 29500 -m heredity run "$folder/s.toml" --runs s3://bucket/torchrun --until sae --progress lines
+  }
+  (launched second 1 >"$folder/torchrun.log" 2>&1) &
+  started+=($!)
+  (launched head 0)
+fi
+(on head "$python" - "$folder" <<'PYTHON'
 import sys
 import s3fs
-s3fs.S3FileSystem().get("bucket/runs/s", sys.argv[1], recursive=True)
+storage = s3fs.S3FileSystem()
+for runs in storage.ls("bucket"):
+    storage.get(f"{runs}/s", f"{sys.argv[1]}/copy/{runs.rpartition('/')[2]}", recursive=True)
 PYTHON
 )
 "$python" - "$folder" <<'PYTHON'
@@ -104,9 +119,12 @@ def files(study):
         found |= {f"{place}/{name}": digest for name, digest in json.loads(manifest.read_text())["files"].items()}
     return found
 
-one, two = files(folder / "one" / "s"), files(folder / "copy")
-differ = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
-print(f"{len(one)} files in one process, {len(two)} on two hosts, {len(differ)} differ", *differ[:5])
+one = files(folder / "one" / "s")
+for copy in sorted((folder / "copy").iterdir()):
+    two, saes = files(copy), {name for name in one if name.startswith("sae/")}
+    expected = one if copy.name == "runs" else {name: one[name] for name in two.keys() & one.keys() | saes}
+    differ = sorted(name for name in expected.keys() | two.keys() if expected.get(name) != two.get(name))
+    print(f"{copy.name}: {len(expected)} files in one process, {len(two)} on two hosts, {len(differ)} differ", *differ[:5])
 PYTHON
 for host in head second; do
   made=$(ls -d "$folder/$host"/heredity/*/s/*/*-????????????/config.json 2>/dev/null | wc -l)

@@ -48,6 +48,11 @@ def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monke
     assert not [path for path in (tmp_path / "runs").rglob(".*") if path.name != ".lock"]
 
 
+def test_workers_of_a_training_without_ray_are_sent_to_the_launcher():
+    printed = command("run", "demo", "--train-workers", 3, code=1).stderr
+    assert "--train-workers 3: is of --engine ray; " in printed and "--nproc-per-node 3" in printed
+
+
 KILLED = """
 import os, time
 from heredity.engine import ranks

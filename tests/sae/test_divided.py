@@ -121,6 +121,28 @@ def test_processes_that_come_to_different_numbers_are_told_where(tmp_path):
         assert out.startswith("step 2: the processes have come to different numbers; give them machines of one kind")
 
 
+COPIED = """
+import pathlib
+from heredity.engine import ranks
+ranks._PIECE = 3
+with ranks.ranks() as here:
+    folder = pathlib.Path(str(here.number))
+    folder.mkdir()
+    if here.number == 0:
+        (folder / "a").mkdir()
+        (folder / "a/b").write_bytes(b"seven b")
+        (folder / "empty").touch()
+    here.copy(folder)
+    print(sorted((str(path.relative_to(folder)), path.read_bytes()) for path in folder.rglob("*") if path.is_file()))
+"""
+
+
+def test_the_files_of_the_first_come_to_the_others_whole(tmp_path):
+    for code, out, err in ended(launched(["-c", COPIED], 2, tmp_path)):
+        assert code == 0, err
+        assert out.strip() == str([("a/b", b"seven b"), ("empty", b"")])
+
+
 ALONE_AT_LAST = """
 import os
 from heredity.engine.ranks import RankError, ranks

@@ -45,7 +45,7 @@ from heredity.analyses.one_sae import shape_beside
 from heredity.analyses.pretrained import PretrainedSAE, named, pretrained, take_over, trained_on
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
-from heredity.engine.ranks import ALONE, Ranks
+from heredity.engine.ranks import ALONE, RankError, Ranks
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import RANKED, Edge, Precision, SAEConfig, Study, StudyError
@@ -392,12 +392,13 @@ def _train_from_one(work: Work, each: Mapping[str, SAESettings], folders: Mappin
         folders[name].mkdir(parents=True, exist_ok=True)
         given = own, stream, sae, inherited.get("l1_coefficient"), metadata, ranks
         trainings[name] = sae_training(folders[name], *given)[1]
-    ranks.meet()  # or else one could find what the first has written meanwhile
     done: dict[str, int] = {name: 0 if name in trainings else steps for name in each}
     while trainings:
         name = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
         try:
             state = next(trainings[name], None)
+        except RankError:
+            raise
         except ValueError as error:
             raise StudyError(f"SAE of {', '.join(models)} at {each[name].hook_point}: {error}") from error
         if state is None:
@@ -434,8 +435,8 @@ def activation_store(
     loaded = on_device(load(model))
     if ranks.count > 1 and next(loaded.parameters()).device.type != "cpu":
         raise StudyError(
-            "several processes train an SAE on processors alone; run one on the GPU, without the launcher, or hide the "
-            "GPU from all of them with CUDA_VISIBLE_DEVICES="
+            "several processes train an SAE on processors alone; run one on the GPU, without the launcher or "
+            "--train-workers, or hide the GPU from all of them with CUDA_VISIBLE_DEVICES="
         )
     return ActivationStore(loaded, hook_point, sampler, batch_blocks, seed, precision=precision, ranks=ranks)
 

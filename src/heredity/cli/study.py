@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.text import Text
@@ -73,6 +73,9 @@ def run(
         str | None,
         Option(help="Of --engine ray: a cluster that runs, auto or ray://HOST:10001. Default: this machine alone."),
     ] = None,
+    train_workers: Annotated[
+        int, Option("--train-workers", min=1, help="Of --engine ray: tasks that divide each training of an SAE.")
+    ] = 1,
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     from heredity.analyses import Pipeline
@@ -85,12 +88,17 @@ def run(
         raise ValueError(f"--engine {engine}: must be local or ray")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is of --engine ray; add that, or leave --address out")
+    if train_workers > 1 and engine != "ray":
+        raise ValueError(
+            f"--train-workers {train_workers}: is of --engine ray; add that, or leave it out and start the command "
+            f"with `torchrun --standalone --nproc-per-node {train_workers}`"
+        )
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError(f"--engine ray needs ray; {install('ray')}")
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
     check_shapes(loaded, check_inputs(loaded))
-    on = address if engine == "ray" else False
+    on = On(address, train_workers) if engine == "ray" else None
     done, spent = _worked(pipeline, store, list(pipeline.stages), workers, progress, until, on)
     if until is not None:
 
@@ -413,6 +421,13 @@ def stitch(
     return Result({"study": loaded.name, "tables": values, "worked": spent}, show)
 
 
+class On(NamedTuple):
+    """A Ray cluster to work on."""
+
+    address: str | None  # None for one of this machine
+    train_workers: int  # that divide each training of an SAE
+
+
 def _worked(
     pipeline: Pipeline,
     store: Store,
@@ -420,12 +435,12 @@ def _worked(
     workers: int,
     progress: str,
     until: str | None = None,
-    cluster: str | Literal[False] | None = False,
+    on: On | None = None,
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
     """Run what is missing of some stages and of all that they are made from, with progress on stderr. Returns artifacts
     by label, and rows of what was done now (`analyses.worked`). Of several ranks only the first comes back.
 
-    cluster: address of a Ray cluster, None for one of this machine, False to do without.
+    on: a Ray cluster; this machine by default.
     """
     from heredity.analyses.worked import worked
     from heredity.engine import stage as engine
@@ -443,11 +458,11 @@ def _worked(
                     record(pipeline.study, store.root)
                     store.share(RUN)
                 bars.stages = len(stages)
-                if cluster is False:
+                if on is None:
                     with shards(workers) as shared:
                         done = engine.run(stages, store, bars, until, shared, every)
                 else:
-                    done = _on_cluster(pipeline, stages, store, bars, until, cluster, workers)
+                    done = _on_cluster(pipeline, stages, store, bars, until, on, workers)
                 made = bars.worked
     if every.number:
         raise typer.Exit
@@ -460,14 +475,19 @@ def _on_cluster(
     store: Store,
     bars: Watcher,
     until: str | None,
-    address: str | None,
+    on: On,
     workers: int,
 ) -> dict[str, Artifact]:
     from heredity.analyses.plan import loads
     from heredity.engine import cluster as ray_engine
 
-    asked = {label: ray_engine.Asked(load.gib, load.products, load.seconds) for label, load in loads(pipeline).items()}
-    with ray_engine.cluster(address, workers) as nodes:
+    asked = {
+        label: ray_engine.Asked(
+            load.gib, load.products, load.seconds, on.train_workers if pipeline.stages[label].divided else 1
+        )
+        for label, load in loads(pipeline).items()
+    }
+    with ray_engine.cluster(on.address, workers) as nodes:
         return ray_engine.run(stages, store, nodes, asked, bars, until)
 
 

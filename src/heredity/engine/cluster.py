@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import ray  # pyright: ignore[reportMissingImports] - an extra
@@ -23,10 +22,11 @@ from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissi
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
 from heredity import __version__
-from heredity.engine.ray_shards import GPU_SHARE, RETRIES, RayShards, begin
+from heredity.engine import ray_ranks
+from heredity.engine.ray_shards import GPU_SHARE, RETRIES, RayShards, begin, here
 from heredity.engine.stage import Stage, Watcher, made, up_to
 from heredity.engine.store import Artifact, Store
-from heredity.engine.workers import WorkerError
+from heredity.engine.workers import Here, WorkerError
 from heredity.errors import reason, short
 from heredity.kernels.processors import processors
 
@@ -45,6 +45,7 @@ class Asked(NamedTuple):
     gib: float  # memory at most
     gpu: bool = False  # where the cluster has one
     seconds: float = 1.0  # estimate of its time
+    ranks: int = 1  # workers that make it together, each of which asks for all of the above
 
 
 class Cluster(NamedTuple):
@@ -77,6 +78,23 @@ class Cluster(NamedTuple):
                     "tasks; use narrower SAEs or fewer tokens (`heredity check` estimates both), add a larger node, or "
                     "let one offer more (`ray start --memory BYTES`)"
                 )
+            if one.ranks > 1:
+                self._check_ranks(label, one)
+
+    def _check_ranks(self, label: str, one: Asked) -> None:
+        if self.gpus:
+            raise ClusterError(
+                f"{label}: --train-workers {one.ranks} divides trainings among processors, and the cluster has GPUs; "
+                "leave it out, or start the nodes with `ray start --num-gpus 0`"
+            )
+        each, memory = self.threads, max(one.gib * 2**30, 1.0)
+        fit = [min(_resource(node, "CPU") // each, _resource(node, "memory") // memory) for node in self.nodes]
+        if (room := int(sum(fit))) < one.ranks:
+            raise ClusterError(
+                f"{label}: --train-workers {one.ranks}: the cluster has room for {room} of {each} processors and "
+                f"{one.gib:.1f} GiB of memory each; ask for no more, add nodes, or cut nodes into more tasks with "
+                "--workers"
+            )
 
 
 def _resource(node: Mapping[str, Any], name: str) -> float:
@@ -186,6 +204,7 @@ def _work(left: list[Stage], store: Store, at: Cluster, asked: Mapping[str, Aske
     rest, undone = _rest(left, asked), {stage.label for stage in left}
     todo = sorted(left, key=lambda stage: -rest[stage.label])
     running: dict[Any, Stage] = {}
+    groups: dict[Any, Any] = {}
     begun: dict[str, int] = {}  # of each stage that the watcher knows: how often a worker has begun it
     looked = time.monotonic()
     try:
@@ -201,19 +220,14 @@ def _work(left: list[Stage], store: Store, at: Cluster, asked: Mapping[str, Aske
                 if gpu and on_gpus >= at.gpus:  # the other half of every GPU is for units
                     continue
                 on_gpus += gpu
-                task = _stage.options(  # pyright: ignore[reportFunctionMemberAccess]
-                    num_cpus=at.threads,
-                    num_gpus=GPU_SHARE if gpu else 0,
-                    memory=int(asked[stage.label].gib * 2**30),
-                    max_retries=RETRIES,
-                    name=stage.label,
-                )
-                running[task.remote(stage, store, board, at.threads, at.slots, gpu)] = stage
+                one, group = _handed(stage, asked[stage.label], store, board, at)
+                running[one], groups[one] = stage, group
                 todo.remove(stage)
             ended, _ = ray.wait(list(running), num_returns=1, timeout=_TURN)
             _show(board, {stage.label: stage for stage in running.values()}, begun, watcher)
             for one in ended:
                 stage = running.pop(one)
+                ray_ranks.release(groups.pop(one))
                 seconds = _ended(stage, one)
                 if stage.label not in begun:
                     watcher.start(stage)
@@ -226,6 +240,22 @@ def _work(left: list[Stage], store: Store, at: Cluster, asked: Mapping[str, Aske
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=30)  # stages keep what they have come to
         raise
+    finally:
+        for group in groups.values():
+            ray_ranks.release(group)
+
+
+def _handed(stage: Stage, one: Asked, store: Store, board: Any, at: Cluster) -> tuple[Any, Any]:
+    """A stage as it is handed to Ray, and the placement group of its ranks if it has several."""
+    asks: dict[str, Any] = {"num_cpus": at.threads, "memory": int(one.gib * 2**30)}
+    gpu, group = bool(one.gpu and at.gpus), None
+    if one.ranks > 1:
+        group = ray_ranks.room(one.ranks, asks)
+        asks |= ray_ranks.rank(group, 0) | {"retry_exceptions": [RayError]}  # of another rank's worker
+    elif gpu:
+        asks["num_gpus"] = GPU_SHARE
+    task = _stage.options(**asks, max_retries=RETRIES, name=stage.label)  # pyright: ignore[reportFunctionMemberAccess]
+    return task.remote(stage, store, board, at.threads, at.slots, gpu, one.ranks), group
 
 
 def _rest(stages: Sequence[Stage], asked: Mapping[str, Asked]) -> dict[str, float]:
@@ -244,12 +274,11 @@ def _ended(stage: Stage, one: Any) -> float:
     """Seconds that a stage took; its error, if that is how it ended."""
     try:
         return ray.get(one)
-    except RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            error.cause.add_note(stage.label)
-            raise error.cause from None
-        raise
-    except RayError as error:
+    except RayError as failed:
+        error = failed.cause if isinstance(failed, RayTaskError) else failed
+        if not isinstance(error, RayError):  # which may be of another rank's worker
+            error.add_note(stage.label)
+            raise error from None
         died = f"its worker died {RETRIES + 1} times ({short(reason(error))})"
         way_out = "where memory ran out, use a larger node or fewer workers; the same command goes on from here"
         raise WorkerError(f"{stage.label}: {died}; {way_out}") from error
@@ -336,9 +365,6 @@ class _Teller(Watcher):
     def __init__(self, board: Any) -> None:
         self._board, self._last = board, 0.0
 
-    def start(self, stage: Stage) -> None:
-        self._board.begin.remote(stage.label)
-
     def progress(self, stage: Stage, done: int, total: int) -> None:
         if time.monotonic() - self._last > _TURN:
             self._last = time.monotonic()
@@ -346,19 +372,13 @@ class _Teller(Watcher):
 
 
 @ray.remote
-def _stage(stage: Stage, store: Store, board: Any, threads: int, slots: int, gpu: bool) -> float:
-    """One stage, in a worker; its seconds."""
+def _stage(stage: Stage, store: Store, board: Any, threads: int, slots: int, gpu: bool, count: int) -> float:
+    """One stage, in a worker, or in the first of several; its seconds."""
     start = time.monotonic()
+    board.begin.remote(stage.label)
     begin(threads)
-    made(stage, _here(store), _Teller(board), RayShards(stage, store, threads, slots, gpu))
+    # Several have the room of their group alone: units would wait for the end of the stage that waits for them.
+    shards = RayShards(stage, store, threads, slots, gpu) if count == 1 else Here()
+    with ray_ranks.first_of(count, stage, store, threads) as ranks:
+        made(stage, here(store), _Teller(board), shards, ranks)
     return time.monotonic() - start
-
-
-@cache
-def _opened(root: Any) -> Store:
-    return Store(root)
-
-
-def _here(store: Store) -> Store:
-    """The store of this process, which remembers what it has verified."""
-    return _opened(store.root)

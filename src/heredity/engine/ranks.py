@@ -1,4 +1,5 @@
-"""Ranks: processes of one command that a launcher started together, such as `torchrun --nproc-per-node 2 -m heredity`.
+"""Ranks: processes of one command that were started together, by a launcher such as `torchrun --nproc-per-node 2 -m
+heredity` or by a cluster's tasks.
 
 All ranks go through the same work on the same state. Of what can be divided each does its share, and all exchange what
 they made, so that every rank holds the whole, to the bit what one process makes of it. Torch is imported in functions
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _EXCHANGE = timedelta(minutes=30)  # longest that ranks at the same work may be apart
 _LOOK = timedelta(seconds=1)  # between two looks for a signal while another rank works alone
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # a machine that is cut off is missed in 90 s
+_PIECE = 2**26  # bytes of a file that are sent at once
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What a launcher sets. Taken away, or else a library that a rank uses alone would wait for the others in it.
 _SET = (*_NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
@@ -68,12 +71,29 @@ class Ranks:
         """Wait until every rank has come here."""
         self.fill(np.zeros(self.count), range(self.count + 1))
 
+    def copy(self, folder: Path) -> None:
+        """Put the files of the first rank's folder into the folder that each other rank gives here."""
+        if self.count == 1:
+            return
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        for name, size in self.told(sizes).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb" if self.number else "rb") as file:
+                for start in range(0, size, _PIECE):
+                    piece = np.empty(min(_PIECE, size - start), np.uint8)
+                    if not self.number:
+                        piece[:] = np.frombuffer(file.read(len(piece)), np.uint8)
+                    self.fill(piece, [0] + [len(piece)] * self.count)
+                    if self.number:
+                        file.write(piece.data)
+
 
 ALONE = Ranks()
 
 
-class _Launched(Ranks):
-    """One of several processes, which exchange arrays by Gloo and words through the launcher's store.
+class _Several(Ranks):
+    """One of several processes, which exchange arrays by Gloo and words through a store that all have joined.
 
     The group is this object's own: other libraries see no distributed torch.
     """
@@ -89,7 +109,10 @@ class _Launched(Ranks):
         self._there = socket.create_server((address, 0), family=family, backlog=size)
         self._lines: dict[int, socket.socket] = {}
         store.set(f"there/{number}", json.dumps(self._there.getsockname()[:2]))
-        self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()  # else Gloo would guess the address from the machine's name, often loopback
+        options._devices, options._timeout = [gloo.create_device(hostname=address)], _EXCHANGE
+        self._group: Any = gloo(dist.PrefixStore("group", store), number, size, options)
 
     def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
         import torch
@@ -179,11 +202,38 @@ def ranks() -> Iterator[Ranks]:
         address = line.getsockname()[0]
     for name in _SET:
         os.environ.pop(name, None)
-    made = _reached(partial(_Launched, store, number, size, address))
-    del store  # `close` lets go of all else
+    with together(store, number, size, address) as made:
+        del store  # `together` lets go of all else
+        yield made
+
+
+@contextlib.contextmanager
+def together(store: dist.Store, number: int, size: int, address: str) -> Iterator[Ranks]:
+    """This process as one of several that have joined a store.
+
+    address: of this machine, as the others reach it.
+    """
+    made = _reached(partial(_Several, store, number, size, address))
+    del store
     try:
         yield made
         made.told(None)  # once the first is done with what it does alone
         made.meet()  # before it ends, and the store with it
     finally:
         made.close()
+
+
+def hosted(listener: socket.socket) -> dist.Store:
+    """A store of this process, which others join where the socket listens, and nowhere else."""
+    import torch.distributed as dist
+
+    address, port = listener.getsockname()[:2]
+    more: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+    return dist.TCPStore(address, port, timeout=_EXCHANGE, **more)
+
+
+def joined(address: str, port: int) -> dist.Store:
+    """The store of another process."""
+    import torch.distributed as dist
+
+    return _reached(lambda: dist.TCPStore(address, port, timeout=_EXCHANGE, wait_for_workers=False))

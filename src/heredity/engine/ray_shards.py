@@ -169,3 +169,13 @@ def begin(threads: int) -> None:
         os.environ[name] = str(threads)
     if "torch" in sys.modules:  # it has read the environment
         sys.modules["torch"].set_num_threads(threads)
+
+
+@cache
+def _opened(root: Any) -> Store:
+    return Store(root)
+
+
+def here(store: Store) -> Store:
+    """The store of this process, which remembers what it has verified."""
+    return _opened(store.root)

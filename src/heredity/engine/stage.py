@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,18 +93,22 @@ def run(
 
 
 def follow(stages: Sequence[Stage], store: Store, ranks: Ranks, until: str | None = None) -> None:
-    """Take part in the divided stages that the first rank makes in `run`, of the same stages; write nothing."""
+    """Take part in the divided stages that the first rank makes in `run`, of the same stages.
+
+    It works in a folder of its own, to which comes what the first goes on from: it need not see the first's, and writes
+    nothing there.
+    """
     for stage in up_to(stages, until):
-        if not stage.divided or (begun := ranks.told(None)) is None:
+        if not stage.divided or (key := ranks.told(None)) is None:
             continue
-        key, folder = begun
         if key != stage.key:
             raise ArtifactError(
                 f"{stage.label}: process {ranks.number} reads another study, text or model than the first; give it the "
                 "same files"
             )
-        work = Work(store.root / folder, inputs_of(stage, store), stage.config, lambda *_: None, Here(), ranks)
-        stage.make(work)
+        with tempfile.TemporaryDirectory() as folder:
+            ranks.copy(Path(folder))
+            stage.make(Work(Path(folder), inputs_of(stage, store), stage.config, lambda *_: None, Here(), ranks))
 
 
 def up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
@@ -133,7 +138,8 @@ def made(stage: Stage, store: Store, watcher: Watcher, shards: Shards, ranks: Ra
         keys = {role: source.key for role, source in stage.sources()}
         with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
             if stage.divided:
-                ranks.told([stage.key, str(folder.relative_to(store.root))])
+                ranks.told(stage.key)
+                ranks.copy(folder)
             stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards, ranks))
         artifact = store.find(stage.kind, stage.name, stage.key)
         if artifact is None:
