@@ -49,7 +49,7 @@ def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monke
 
 
 def test_workers_of_a_training_without_ray_are_sent_to_the_launcher():
-    printed = command("run", "demo", "--train-workers", 3, code=1).stderr
+    printed = command("run", "demo", "--train-workers", 3, code=2).stderr
     assert "--train-workers 3: is of --engine ray; " in printed and "--nproc-per-node 3" in printed
 
 
