@@ -1,6 +1,6 @@
-"""Pictures of every page of a run, light and dark, and those of docs/; needs playwright and chromium.
+"""Pictures of every page of a run, light, dark and on a phone, and those of docs/; needs playwright and chromium.
 
-    python benchmarks/pages.py STUDY FOLDER [--runs RUNS]  # all of them, as PAGE-light.png and PAGE-dark.png
+    python benchmarks/pages.py STUDY FOLDER [--runs RUNS]  # as PAGE-light.png, PAGE-dark.png and PAGE-phone.png
     python benchmarks/pages.py demo docs --docs            # what docs/serve.md and the README show, and docs/demo.html
 
 The run is served, so that every feature has its text; docs/demo.html is what `heredity report` writes of it,
@@ -21,6 +21,11 @@ from serve import started, stopped
 
 DOCS = {"": "overview", "flow": "flow", "feature": "feature", "family": "family"}  # pages that docs/ shows
 WAITS = re.compile("Reading the features|reading the features|Reading its text|Reading …|Following it")
+LOOKS = {
+    "light": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True, "is_mobile": True},
+}
 LIMIT = 1_500_000  # bytes of docs/demo.html
 
 
@@ -60,15 +65,14 @@ def pictures(url: str, folder: Path, docs: bool) -> None:
     """Write the pictures of all pages, or of those that docs/ shows."""
     folder.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
-        for colors in ("light",) if docs else ("light", "dark"):
-            size = {"width": 1280, "height": 800}
-            page = browser.new_context(viewport=size, color_scheme=colors).new_page()
+        for look in ("light",) if docs else LOOKS:
+            page = browser.new_context(**LOOKS[look]).new_page()
             for name, address in addresses(page, url).items():
                 if docs and name not in DOCS:
                     continue
                 page.goto(f"{url}{address}")
                 drawn(page)
-                file = f"page-{DOCS[name]}.png" if docs else f"{name or 'overview'}-{colors}.png"
+                file = f"page-{DOCS[name]}.png" if docs else f"{name or 'overview'}-{look}.png"
                 page.screenshot(path=folder / file, full_page=not docs)
                 print(folder / file, (folder / file).stat().st_size)
 

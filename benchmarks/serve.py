@@ -1,6 +1,6 @@
 """`heredity serve` on a study of 4 models x 16,384 features: time to build the database, to start, and to answer.
 
-    python benchmarks/serve.py FOLDER [--requests N]
+    python benchmarks/serve.py FOLDER [--requests N] [--models N] [--features N] [--make]
 
 The models are tiny and little trained, their SAEs as wide as real ones: what answers cost depends on the number of
 features, firings and tokens. The run is made in FOLDER where it is not there yet, and the server is a process of its
@@ -22,7 +22,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 STUDY = """
 seed = 0
@@ -30,10 +30,10 @@ hook_point = "blocks.0.mlp.hook_post"
 [tokenizer]
 vocab_size = 4096
 [corpus]
-english = { source = "installed:python-english", share = 0.5, max_bytes = 2_000_000 }
-python = { source = "installed:python-stdlib", share = 0.5, max_bytes = 2_000_000 }
-cpp = { source = "installed:cpp-headers", max_bytes = 2_000_000 }
-stories = { source = "generated:stories", max_bytes = 2_000_000 }
+english = {{ source = "installed:python-english", share = 0.5, max_bytes = 2_000_000 }}
+python = {{ source = "installed:python-stdlib", share = 0.5, max_bytes = 2_000_000 }}
+cpp = {{ source = "installed:cpp-headers", max_bytes = 2_000_000 }}
+stories = {{ source = "generated:stories", max_bytes = 2_000_000 }}
 [model.base.train]
 corpora = ["english", "python"]
 d_model = 32
@@ -43,31 +43,17 @@ n_heads = 4
 tokens = 100_000
 batch_size = 8
 context_size = 128
-[model.cpp]
-parent = "base"
-corpora = ["cpp"]
-tokens = 30_000
-batch_size = 8
-context_size = 128
-[model.stories]
-parent = "base"
-corpora = ["stories"]
-tokens = 30_000
-batch_size = 8
-context_size = 128
-[model.both]
-merge = { parents = ["cpp", "stories"], t = 0.5 }
-[sae]
+{models}[sae]
 activation = "topk"
 k = 32
-expansion = 512
-tokens = 60_000
+expansion = {expansion}
+tokens = {tokens}
 context_size = 128
 batch_blocks = 8
 instruments = "independent"
 evaluation_tokens = 4_000
 [lineage]
-tokens = 60_000
+tokens = {tokens}
 [verdicts]
 tokens = 4_000
 examine = 0
@@ -82,11 +68,42 @@ features = 3
 [explain]
 features = 100
 """
+CHILD = """[model.{name}]
+parent = "base"
+corpora = ["{corpus}"]
+tokens = 30_000
+batch_size = 8
+context_size = 128
+"""
+MERGE = """[model.both]
+merge = { parents = ["cpp", "stories"], t = 0.5 }
+"""
+D_MLP = 32
 NOT_RUN = ("verdicts", "lost_features", "newness", "directions")
 """Stages whose rows are drawn: at this width they take hours, and what is asked of them is to be looked up."""
 
 
-def make(folder: Path) -> Path:
+class Size(NamedTuple):
+    """How large a study is."""
+
+    models: int
+    features: int  # of each
+
+    @property
+    def names(self) -> list[str]:
+        """A base, its children, and a merge of the first two of them."""
+        more = [f"{('cpp', 'stories')[at % 2]}{at // 2 + 1}" for at in range(2, self.models - 2)]
+        return ["base", "cpp", "stories", *more, "both"]
+
+    def study(self) -> str:
+        """The study file. Wider SAEs are trained on fewer tokens, as what is measured does not depend on them."""
+        children = (CHILD.format(name=name, corpus=name.rstrip("0123456789")) for name in self.names[1:-1])
+        tokens = 60_000 * 16_384 // max(self.features, 16_384)
+        models = "".join(children) + MERGE
+        return STUDY.format(expansion=self.features // D_MLP, tokens=tokens, models=models)
+
+
+def make(folder: Path, size: Size) -> Path:
     """Write and run the study, as far as that is not done; returns the study file."""
     from heredity.analyses import Pipeline
     from heredity.engine.store import Store
@@ -94,20 +111,20 @@ def make(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "wide.toml"
-    path.write_text(STUDY)
+    path.write_text(size.study())
     pipeline, store = Pipeline(load_study(str(path))), Store(folder / "runs" / "wide")
     with store.lock():
         for label, stage in pipeline.stages.items():
             if stage.kind in NOT_RUN and store.find(stage.kind, stage.name, stage.key) is None:
                 keys = {role: source.key for role, source in stage.sources()}
                 with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as work:
-                    draw(pipeline, label, work)
+                    draw(pipeline, label, work, size.features)
     command = [sys.executable, "-m", "heredity", "run", str(path), "--runs", str(folder / "runs")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
 
-def draw(pipeline: Any, label: str, folder: Path) -> None:
+def draw(pipeline: Any, label: str, folder: Path, features: int) -> None:
     """Rows of a stage that is not run: verdicts of every feature, of all else none."""
     from heredity.analyses import write_tables
 
@@ -116,7 +133,7 @@ def draw(pipeline: Any, label: str, folder: Path) -> None:
     rng = random.Random(label)
     for end in ("parent", "child") if analysis.kind == "verdicts" else ():
         names = {"parent": ("kept", "lost"), "child": ("inherited", "new")}[end]
-        for feature in range(16_384):
+        for feature in range(features):
             row = dict.fromkeys(next(t for t in analysis.tables if t.name == "evidence").schema.names)
             row |= {
                 name: rng.random() for name in ("stability", "match_r", "map_r", "direction", "transmission", "p_lost")
@@ -124,7 +141,8 @@ def draw(pipeline: Any, label: str, folder: Path) -> None:
             row |= {"end": end, "feature": feature, "owned": True, "firings": rng.randrange(4_000), "strength": 0.9}
             rows["evidence"].append(row | {"verdict": rng.choice([*names, "changed", "undecided", "unstable"])})
         whole = dict.fromkeys(next(t for t in analysis.tables if t.name == "verdicts").schema.names)
-        counts = {"live": 16_384, "stable": 10_000, "kept": 5_000, "changed": 3_000, "lost": 1_000, "undecided": 1_000}
+        counts = {"live": features, "stable": 10_000}
+        counts |= {"kept": 5_000, "changed": 3_000, "lost": 1_000, "undecided": 1_000}
         known = {"end": end, "corpora": "", "identical": False, "same_activations": False, "scale": 1.0, "pairs": 0}
         for name, share in (("kept_share", 0.5), ("lost_share", 0.1)):
             known |= {name: share, f"{name}_low": share - 0.02, f"{name}_high": share + 0.02}
@@ -208,22 +226,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--requests", type=int, default=100, help="of each kind")
+    parser.add_argument("--models", type=int, default=4, help="4 or more")
+    parser.add_argument("--features", type=int, default=16_384, help=f"of each model, a multiple of {D_MLP}")
+    parser.add_argument("--make", action="store_true", help="make the run and no more")
     options = parser.parse_args()
-    path = make(options.folder)
+    size = Size(options.models, options.features)
+    path = make(options.folder, size)
+    if options.make:
+        return
     file = path.parent / "runs" / "wide" / "explorer.sqlite"
     file.unlink(missing_ok=True)
     process, _, build = started(path, path.parent / "runs")
     stopped(process)
     process, client, start = started(path, path.parent / "runs")
     try:
-        answers = measured(client, options.requests)
+        answers = measured(client, options.requests, size)
     finally:
         stopped(process)
-    size = {"database_mb": file.stat().st_size >> 20}
-    print(json.dumps({"build_and_start": build, "start": start} | size | answers))
+    database = {"database_mb": file.stat().st_size >> 20}
+    print(json.dumps({"build_and_start": build, "start": start} | database | answers))
 
 
-def measured(client: Client, requests: int) -> dict[str, Any]:
+def measured(client: Client, requests: int, size: Size) -> dict[str, Any]:
     """Milliseconds of every kind of answer; the first of a feature waits for what all of them share, and is apart."""
     rng = random.Random(0)
     first = time.perf_counter()
@@ -231,8 +255,8 @@ def measured(client: Client, requests: int) -> dict[str, Any]:
     ready = time.perf_counter() - first
     table = client.get("api/features", size=100)
     tokens = [row["top_token"] for row in table["rows"] if row["top_token"]]
-    models = ["base", "cpp", "stories", "both"]
-    ids = [f"{rng.choice(models)}/{rng.randrange(16_384)}" for _ in range(requests)]
+    models = size.names
+    ids, others = ([f"{rng.choice(models)}/{rng.randrange(size.features)}" for _ in range(requests)] for _ in range(2))
     live = [f"{row['model']}/{row['feature']}" for row in table["rows"]]
     sorts = ["density", "simulation", "max", "feature"]
     pages = [{"sort": rng.choice(sorts), "start": 50 * rng.randrange(1_000)} for _ in range(requests)]
@@ -251,7 +275,7 @@ def measured(client: Client, requests: int) -> dict[str, Any]:
     timed["logits, model loaded"] = client.timed("api/logits", [{"id": one} for one in ids])
     feature, page = (
         [(path, one) for one in asked]
-        for path, asked in (("api/feature", [{"id": one} for one in ids]), ("api/features", pages))
+        for path, asked in (("api/feature", [{"id": one} for one in others]), ("api/features", pages))
     )
     timed |= {
         f"feature, {CLIENTS} clients": client.crowded(feature),

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import heredity
 import tiny
 from heredity import format
 from heredity.analyses import TABLES
+from heredity.engine.store import ArtifactError
+from heredity.show.export import export
 from tiny import command
 
 
@@ -91,6 +94,16 @@ def test_a_damaged_file_is_found(lineage, tmp_path):
     result = command("verify", lineage.path, "--runs", runs, "--json", code=1)
     (lines,) = json.loads(result.stdout)["damaged"].values()
     assert lines == ["accuracy.parquet differs from its recorded checksum"]
+
+
+def test_a_table_damaged_after_the_run_was_opened_is_not_exported(lineage, tmp_path):
+    shutil.copytree(lineage.run.folder, tmp_path / "s")
+    run = heredity.open(tmp_path / "s")
+    file = next((run.folder / "match").glob("*/matches.parquet"))
+    file.write_bytes(b"PAR1")
+    with pytest.raises(ArtifactError, match="run again") as error:
+        export(run, tmp_path / "out", "csv", lambda done, total: None)
+    assert str(file) in str(error.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "json"])

@@ -78,7 +78,7 @@ def test_top_places_are_the_best_of_each_block_strongest_first(dense, acts, made
         expected = [block for block in np.argsort(-best, kind="stable") if best[block] > 0][: SIZES.top]
         assert (card.top.rows // CONTEXT).tolist() == expected
         assert dense[card.top.rows, card.feature].tolist() == best[expected].tolist()
-        places = contexts(card.top.rows.tolist(), {"m": (acts, card.feature)}, CONTEXT)
+        places = contexts(card.top.rows.tolist(), {"m": acts.of(card.feature)}, CONTEXT)
         for place, values in zip(places, card.top.values, strict=True):
             assert place.values["m"] == pytest.approx(values.tolist(), abs=1e-4)
 
@@ -190,7 +190,7 @@ def test_a_place_without_a_way_to_the_logits_has_a_reason_instead(model, acts, i
 def test_a_context_shows_every_members_activation_at_every_position():
     parent, child = np.zeros((8, 3)), np.zeros((8, 3))
     parent[5, 1], child[5, 2], child[6, 2] = 2, 4, 1
-    members = {"base": (FeatureActs.from_dense(parent), 1), "left": (FeatureActs.from_dense(child), 2)}
+    members = {"base": FeatureActs.from_dense(parent).of(1), "left": FeatureActs.from_dense(child).of(2)}
     (found,) = contexts([5], members, context_size=4)
     assert (found.block, found.position) == (1, 1)
     assert found.values == {"base": [0.0, 2.0, 0.0, 0.0], "left": [0.0, 4.0, 1.0, 0.0]}

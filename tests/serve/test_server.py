@@ -197,6 +197,16 @@ def test_a_table_comes_whole_as_parquet(client, run, explorer):
         assert "another table is being written" in get(client, "/api/table/edges.parquet", 503)["error"]
 
 
+def test_a_damaged_table_is_an_error_that_names_its_file(run, made, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "s")
+    copy = open(tmp_path / "s")
+    file = next((copy.folder / "match").glob("*/matches.parquet"))
+    file.write_bytes(b"PAR1")
+    client = TestClient(create_app(Explorer(lambda: copy, made), hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
+    error = get(client, "/api/table/matches.parquet", 409)["error"]
+    assert str(file) in error and "run again" in error
+
+
 def test_the_table_holds_every_feature_and_filters_sorts_and_pages(client, run):
     def table(**values: Any) -> Any:
         return get(client, "/api/features", **values)

@@ -348,7 +348,7 @@ def _row(sample: Sample, name: str, chosen: Chosen, card: Card) -> dict[str, Any
 
     model, feature = chosen
     members = family(model, feature, sample.edges, sample.matches)
-    known = {member.model: (sample.acts[member.model], member.feature) for member in members}
+    known = {member.model: sample.acts[member.model].of(member.feature) for member in members}
     blocks = contexts(card.top.rows.tolist(), known, sample.ids.shape[1])
     return {
         "list": name,
@@ -356,10 +356,7 @@ def _row(sample: Sample, name: str, chosen: Chosen, card: Card) -> dict[str, Any
         "feature": feature,
         "density": card.density,
         "max": card.highest,
-        "family": [
-            member_of(member, acts.values[acts.indices == index], acts.counted)
-            for member, (acts, index) in zip(members, known.values(), strict=True)
-        ],
+        "family": [member_of(member, known[member.model][1], sample.acts[member.model].counted) for member in members],
         "contexts": [sample.block(c.block) | {"position": c.position, "values": c.values} for c in blocks],
         "card": {
             "firings": card.firings,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from heredity.study import StudyError
 
 if TYPE_CHECKING:
     from heredity.explain.propagate import Asking
+    from heredity.explain.protocol import Failure
     from heredity.features.cards import Card, Columns, LogitTokens, Places
     from heredity.features.collect import Reader
     from heredity.features.families import Member
@@ -62,6 +63,16 @@ class Inspector:
     def asking(self) -> Asking:
         """Questions to the offline judge, which also holds the activations by feature."""
         return asking_of(self.sample, explain_settings(self.run.study))
+
+    @cached_property
+    def explain(self) -> Callable[[str, int], str | Failure | None]:
+        """`Asking.explain`: what is labeled on the spot is audited next, by the same rule."""
+        return lru_cache(maxsize=64)(self.asking.explain)
+
+    @cached_property
+    def label(self) -> Callable[[str, int], dict[str, Any]]:
+        """The explanation of a feature. Its family's members show it too, and making one takes half of an answer."""
+        return lru_cache(maxsize=1024)(self._explanation)
 
     @property
     def columns(self) -> Mapping[str, Columns]:
@@ -108,7 +119,7 @@ class Inspector:
         self.check(model, feature)
         sample, study = self.sample, self.run.study
         card = self.card(model, feature)
-        members = family(model, feature, sample.edges, sample.matches)
+        members, label = family(model, feature, sample.edges, sample.matches), self.label(model, feature)
         tokens = fired_on(sample, card)[: Sizes().tokens]
         for row in tokens:
             row["llr"] = math.log(row["share"] * row["fired"] * sample.acts[model].counted / row["firings"])
@@ -120,8 +131,8 @@ class Inspector:
             "positions": sample.ids.size,
             "context_size": sample.ids.shape[1],
             "class": self._class(model, feature),
-            "explanation": self._explanation(model, feature),
-            "audit": self.audit(model, feature),
+            "explanation": label,
+            "audit": self._audit(model, feature, label),
             "notes": notes_on(self.run, self.place, model, feature),
             "firings": card.firings,
             "density": card.density,
@@ -149,7 +160,7 @@ class Inspector:
 
         self.check(model, feature)
         members = family(model, feature, self.sample.edges, self.sample.matches)
-        told = [self.member(one) | {"explanation": self._explanation(one.model, one.feature)} for one in members]
+        told = [self.member(one) | {"explanation": self.label(one.model, one.feature)} for one in members]
         ordered = sorted(members, key=lambda one: self.sample.models.index(one.model))
         near = [row for one in ordered for row in near_of(self.sample, one.model, one.feature)]
         return {"members": told, "pairs": self._pairs(ordered), "near": near}
@@ -161,13 +172,16 @@ class Inspector:
         Empty for a feature too rare to be scored, without an explanation, or with one of a language model, whose
         predictions are in its ledger.
         """
+        return self._audit(model, feature, self.label(model, feature))
+
+    def _audit(self, model: str, feature: int, label: Mapping[str, Any]) -> list[dict[str, Any]]:
         from heredity.explain.protocol import LEVELS, Failure
 
-        label, drawn = self._explanation(model, feature), self.asking.drawn(model, feature)
+        drawn = self.asking.drawn(model, feature)
         if drawn is None or not label["description"] or label["by"] != self.asking.judge.name:
             return []
         made_for = (label["origin_model"], label["origin_feature"]) if label["carried"] else (model, feature)
-        explanation = self.asking.explain(*made_for)
+        explanation = self.explain(*made_for)
         if not isinstance(explanation, str):
             return []
         excerpts = sorted(drawn.scoring, key=lambda excerpt: -excerpt.values.max(initial=0.0))
@@ -257,9 +271,9 @@ class Inspector:
         from heredity.features.cards import contexts
 
         sample = self.sample
-        known = {member.model: (sample.acts[member.model], member.feature) for member in members}
+        known = {member.model: self.columns[member.model].of(member.feature) for member in members}
         top, levels, count = [], [], len(card.levels)
-        for context in contexts(card.top.rows.tolist(), known, sample.ids.shape[1]):
+        for context in contexts(card.top.rows, known, sample.ids.shape[1]):
             others = dict(context.values)
             values = others.pop(members[0].model)
             top.append(sample.block(context.block) | {"position": context.position, "values": values, "family": others})
@@ -270,11 +284,12 @@ class Inspector:
         return {"top": top, "levels": levels, "drawn": self._blocks(card.drawn), "silent": silent}
 
     def _blocks(self, places: Places) -> list[dict[str, Any]]:
+        from heredity.features.cards import rounded
+
         rows = []
-        for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
+        for row, values in zip(places.rows.tolist(), rounded(places), strict=True):
             block, position = divmod(row, self.sample.ids.shape[1])
-            own = {"position": position, "values": [round(value, 4) if value else value for value in values]}
-            rows.append(self.sample.block(block) | own)
+            rows.append(self.sample.block(block) | {"position": position, "values": values})
         return rows
 
     def _class(self, model: str, feature: int) -> dict[str, Any] | None:
@@ -288,7 +303,7 @@ class Inspector:
         rows = known = rows_of_stage(self.run, "explain", self.place, "explanations", feature=feature, model=model)
         if not rows:
             asking, drop = self.asking, self.run.study.config.explain.drop
-            labels = hand_down({model: [feature]}, (), {}, asking.explain, asking.score, drop)
+            labels = hand_down({model: [feature]}, (), {}, self.explain, asking.score, drop)
             rows = label_rows(labels, asking.judge.name)
         left_out = ("instrument", "site", "model", "feature", "rule")
         row = {name: value for name, value in rows[0].items() if name not in left_out}

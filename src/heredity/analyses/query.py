@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from heredity.analyses.analysis import Item
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
 from heredity.analyses.sample import Sample, sample_needs, sample_settings, shared_text
-from heredity.engine.store import ArtifactError
-from heredity.errors import reading
+from heredity.engine.store import Artifact, ArtifactError
 from heredity.study import CaseConfig, Study
 
 if TYPE_CHECKING:
@@ -120,19 +118,38 @@ def find(
     return head | asked | {"models": rows}
 
 
-@lru_cache(maxsize=256)
-def _read(path: Path) -> pa.Table:
-    """A table of an artifact, which is never written again; kept, as many features are asked for one after another."""
-    with reading(path, "delete its folder and run again", ArtifactError):
-        return pq.read_table(path)
+_kept = lru_cache(maxsize=256)
+"""For what is read of an artifact, which is never written again: many features are asked for one after another."""
 
 
-def rows_of_stage(run: Run, kind: str, item: Item, table: str, **where: str | int) -> list[dict[str, Any]] | None:
-    """Rows of a stage's table with these values; None where the stage is not done."""
+@_kept
+def _by_feature(artifact: Artifact, name: str) -> tuple[np.ndarray, pa.Table]:
+    """A table with its rows by feature, otherwise in their order, and the feature of each."""
+    table = artifact.table(name)
+    features = table["feature"].to_numpy()
+    order = np.argsort(features, kind="stable")
+    return features[order], table.take(order)
+
+
+@_kept
+def _scales(artifact: Artifact) -> dict[str, float]:
+    """By end of an edge, the scale of its verdicts."""
+    return {row["end"]: row["scale"] for row in artifact.table("verdicts").to_pylist()}
+
+
+def rows_of_stage(
+    run: Run, kind: str, item: Item, table: str, feature: int | None = None, **where: str
+) -> list[dict[str, Any]] | None:
+    """Rows of a stage's table with these values, of one feature or of all; None where the stage is not done."""
     artifact = run.find((kind, item))
     if artifact is None:
         return None
-    rows = _read(artifact / f"{table}.parquet")
+    if feature is not None:  # a few rows, which Arrow would take longer to compare
+        features, rows = _by_feature(artifact, table)
+        first, last = np.searchsorted(features, (feature, feature + 1))
+        own = rows.slice(first, last - first).to_pylist()
+        return [row for row in own if all(row[name] == value for name, value in where.items())]
+    rows = artifact.table(table)
     for name, value in where.items():
         rows = rows.filter(pc.equal(rows[name], value))  # pyright: ignore[reportAttributeAccessIssue]
     return rows.to_pylist()
@@ -176,13 +193,14 @@ def verdicts_of(run: Run, place: Item, model: str, feature: int) -> list[dict[st
     for end, other in (("parent", "child"), ("child", "parent")):
         for edge in (edge for edge in run.study.edges if getattr(edge, end) == model):
             item = {**place, "edge": edge.name, "text": "common"}
-            judged = rows_of_stage(run, "verdicts", item, "verdicts", end=end)
-            if not judged:
+            artifact = run.find(("verdicts", item))
+            scales = _scales(artifact) if artifact else {}
+            if end not in scales:
                 continue
             for row in rows_of_stage(run, "verdicts", item, "evidence", feature=feature, end=end) or ():
                 found = {name: row[name] for name in ("verdict", "stability", "match_r", "map_r", "p_lost")}
                 for name in ("transmission", "strength"):
-                    found[name] = None if row[name] is None else row[name] / judged[0]["scale"]
+                    found[name] = None if row[name] is None else row[name] / scales[end]
                 found["reason"] = reason(row | found)
                 rows.append({"edge": edge.name, "model": getattr(edge, other), "end": end, **found})
     return rows

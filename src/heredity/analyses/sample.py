@@ -178,6 +178,7 @@ class Sample:
         wanted = settings.tokens, settings.context_size, settings.seed
         text = text_of(tuple(inputs["tokens"].items()), inputs["tokenizer"], *wanted)
         self.ids, self.origin, self.corpora, self.tokenizer, self.vocabulary = text
+        self._pieces: dict[int, list[str]] = {}
         self.models = settings.models
         self.acts = {name: acts_of(artifact) for name, artifact in inputs["acts"].items()}
         found = {edge: inputs["match"][edge.name] for edge in settings.edges if edge.name in inputs["match"]}
@@ -213,5 +214,7 @@ class Sample:
         return {"corpus": self.corpora[int(self.origin[number])], "tokens": self.pieces(number)}
 
     def pieces(self, number: int) -> list[str]:
-        """Texts of the tokens of a block, which joined are its text."""
-        return letters([self.text(token) for token in self.ids[number].tolist()])
+        """Texts of the tokens of a block, which joined are its text; kept, 8 bytes per token, and not to be changed."""
+        if number not in self._pieces:
+            self._pieces[number] = letters([self.text(token) for token in self.ids[number].tolist()])
+        return self._pieces[number]

@@ -5,7 +5,8 @@ Half of the sample's blocks explain, the other half scores; no block gives excer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Text(NamedTuple):
     explains: np.ndarray  # bool [blocks]: whether the block explains; the others score
     rows: list[np.ndarray]  # int64: positions of the scoring and the explaining half, sorted by token
     starts: list[np.ndarray]  # int64 [vocab + 1], likewise: token t is at `rows[starts[t]:starts[t + 1]]`
+    pieces: Callable[[int], tuple[str, ...]]  # texts of the tokens of a block, which joined are its text
 
 
 class Drawn(NamedTuple):
@@ -68,7 +70,9 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
         tokens = np.flatnonzero(halves == half)
         rows.append(tokens[np.argsort(flat[tokens], kind="stable")])
         starts.append(np.concatenate([[0], np.cumsum(np.bincount(flat[tokens], minlength=len(vocabulary)))]))
-    return Text(ids, tuple(vocabulary), explains, rows, starts)
+    # Every feature is shown on some of the same blocks: 8 bytes per token keep them all.
+    pieces = cache(lambda block: tuple(letters([vocabulary[token] for token in ids[block].tolist()])))
+    return Text(ids, tuple(vocabulary), explains, rows, starts, pieces)
 
 
 def draw(
@@ -144,8 +148,7 @@ def _cut(
     for (row, kind), start, stop, low, high in zip(chosen, *[ends.tolist() for ends in windows], *firings, strict=True):
         ids, acts = flat[start:stop], np.zeros(stop - start)
         acts[rows[low:high] - start] = values[low:high]
-        whole = letters([text.vocabulary[token] for token in text.ids[row // context].tolist()])
-        tokens = tuple(whole[start % context : start % context + len(ids)])
+        tokens = text.pieces(row // context)[start % context : start % context + len(ids)]
         excerpts.append(Excerpt(tokens, ids, acts, kind, row // context, row - start))
     return tuple(excerpts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -225,15 +225,20 @@ class Context(NamedTuple):
     values: dict[str, list[float]]  # activation at every position of the block, by model, to 4 decimals
 
 
-def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], context_size: int) -> list[Context]:
-    """The blocks around rows of the sample, with the activation of each member (model -> acts, feature) in them."""
-    blocks = []
-    for block, position in (divmod(row, context_size) for row in rows):
-        values = {}
-        for model, (acts, feature) in members.items():
-            part = acts.rows(block * context_size, (block + 1) * context_size)
-            values[model] = [0.0] * part.tokens
-            for place, activation in zip(*(found.tolist() for found in part.of(feature)), strict=True):
-                values[model][place] = round(activation, 4)
-        blocks.append(Context(block, position, values))
-    return blocks
+def contexts(
+    rows: Sequence[int] | np.ndarray, members: Mapping[str, tuple[np.ndarray, np.ndarray]], context_size: int
+) -> list[Context]:
+    """The blocks around rows of the sample, with the activations of the members in them. members: by model, a feature's
+    firings: the row of each, rising, and its activation."""
+    chosen = np.asarray(rows, np.int64)
+    values = {model: rounded(_around(chosen, *firings, context_size)) for model, firings in members.items()}
+    places = (divmod(row, context_size) for row in chosen.tolist())
+    return [
+        Context(block, position, {model: own[place] for model, own in values.items()})
+        for place, (block, position) in enumerate(places)
+    ]
+
+
+def rounded(places: Places) -> list[list[float]]:
+    """Activations in the block of each place, to 4 decimals."""
+    return [[round(value, 4) if value else 0.0 for value in values] for values in places.values.tolist()]

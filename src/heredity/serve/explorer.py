@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from heredity.analyses import TABLES
 from heredity.analyses.inspector import Inspector
 from heredity.analyses.trial import tried
 from heredity.serve.database import Asked, Database
-from heredity.show.export import files_of, write
+from heredity.show.export import holders_of, parts_of, write
 
 if TYPE_CHECKING:
     from heredity.results import Run
@@ -87,16 +85,17 @@ class Explorer:
     def table(self, name: str, folder: Path) -> Path:
         """Write a table of the run, whole, as a Parquet file into a folder.
 
-        Raises LookupError for a table that the run does not have, Busy while another one is written.
+        Raises LookupError for a table that the run does not have, Busy while another one is written, ArtifactError for
+        a part that cannot be read.
         """
-        files = files_of(self.run).get(name)
-        if files is None:
+        artifacts = holders_of(self.run).get(name)
+        if artifacts is None:
             raise LookupError(f"the run has no table {name}")
         if not self._writing.acquire(blocking=False):
             raise Busy("another table is being written")
         try:
             path = folder / f"{name}.parquet"
-            write(TABLES[name], map(pq.read_table, files), path, "parquet")
+            write(TABLES[name], parts_of(name, artifacts), path, "parquet")
             return path
         finally:
             self._writing.release()

@@ -7,7 +7,7 @@ folder when all of it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from heredity.analyses import BY_KIND, TABLES
-from heredity.engine.store import whole
+from heredity.engine.store import Artifact, whole
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -44,21 +44,26 @@ def export(run: Run, out: Path, format_: str, progress: Callable[[int, int], Non
 
 def _written(run: Run, folder: Path, format_: str, progress: Callable[[int, int], None]) -> list[str]:
     """Names of the files that were written into a folder."""
-    tables = files_of(run)
-    for done, (name, files) in enumerate(tables.items(), 1):
-        write(TABLES[name], map(pq.read_table, files), folder / f"{name}.{format_}", format_)
+    tables = holders_of(run)
+    for done, (name, artifacts) in enumerate(tables.items(), 1):
+        write(TABLES[name], parts_of(name, artifacts), folder / f"{name}.{format_}", format_)
         progress(done, len(tables))
     return [f"{name}.{format_}" for name in tables]
 
 
-def files_of(run: Run) -> dict[str, list[Path]]:
-    """The files of every table of a run, large ones too, by name."""
-    files: dict[str, list[Path]] = {name: [] for name in TABLES}
+def holders_of(run: Run) -> dict[str, list[Artifact]]:
+    """The artifacts that hold parts of every table of a run, large ones too, by the table's name."""
+    holders: dict[str, list[Artifact]] = {name: [] for name in TABLES}
     for label, artifact in run.artifacts.items():
         if "~" not in label:
             for table in BY_KIND[label.partition("/")[0]].tables:
-                files[table.name].append(artifact / f"{table.name}.parquet")
-    return {name: own for name, own in files.items() if own}
+                holders[table.name].append(artifact)
+    return {name: artifacts for name, artifacts in holders.items() if artifacts}
+
+
+def parts_of(name: str, artifacts: Iterable[Artifact]) -> Iterator[pa.Table]:
+    """The parts of a table, each read when it is taken. Raises ArtifactError for a file that cannot be read."""
+    return (artifact.table(name) for artifact in artifacts)
 
 
 def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: str) -> None:

@@ -14,7 +14,7 @@ _ERRORS = "heredity.bytes by name"
 def letters(texts: Sequence[str]) -> list[str]:
     """Texts of tokens in a row, where characters that are several tokens stand whole at their last one and those before
     are empty; a byte that is part of none keeps its value. Joined, they are the text."""
-    if not any("<0x" in text for text in texts):
+    if "<0x" not in "".join(texts):
         return list(texts)
     decoder = codecs.getincrementaldecoder("utf-8")(_ERRORS)
     found = []
