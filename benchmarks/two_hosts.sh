@@ -121,7 +121,7 @@ def files(study):
 
 one = files(folder / "one" / "s")
 for copy in sorted((folder / "copy").iterdir()):
-    two, saes = files(copy), {name for name in one if name.startswith("sae/")}
+    two, saes = files(copy), {name for name in one if name.startswith(("sae/", "sae_stream/"))}
     expected = one if copy.name == "runs" else {name: one[name] for name in two.keys() & one.keys() | saes}
     differ = sorted(name for name in expected.keys() | two.keys() if expected.get(name) != two.get(name))
     print(f"{copy.name}: {len(expected)} files in one process, {len(two)} on two hosts, {len(differ)} differ", *differ[:5])

@@ -101,30 +101,30 @@ def test_a_study_on_a_cluster_leaves_the_same_files_when_a_worker_is_killed(here
     on_ray = ("--engine", "ray", "--workers", 2, "--progress", "json")
     run = heredity("run", here / "s.toml", "--runs", tmp_path, *on_ray, *UNTIL)
     try:
-        killed = worker_of(run.pid, "sae/", time.monotonic() + 300)
+        killed = worker_of(run.pid, "sae_stream/", time.monotonic() + 300)
         time.sleep(1.0)
         os.kill(killed, signal.SIGKILL)
     finally:
         _, progress = ended(run)
     events = [json.loads(line) for line in progress.splitlines() if line.startswith("{")]
-    assert [one["stage"].partition("/")[0] for one in events if one["event"] == "again"] == ["sae"], progress
+    assert [one["stage"].partition("/")[0] for one in events if one["event"] == "again"] == ["sae_stream"], progress
     assert files(tmp_path / "s") == files(here / "runs" / "s")
 
 
 def test_trainings_divided_among_workers_leave_the_same_files_when_one_of_these_is_killed(here, tmp_path):
-    shutil.copytree(here / "runs" / "s", tmp_path / "s", ignore=shutil.ignore_patterns("sae"))
+    shutil.copytree(here / "runs" / "s", tmp_path / "s", ignore=shutil.ignore_patterns("sae", "sae_stream"))
     on_ray = ("--engine", "ray", "--workers", 2, "--train-workers", 2, "--progress", "json")
     run = heredity("run", here / "s.toml", "--runs", tmp_path, *on_ray, "--until", "sae")
     try:
         deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("s/sae/.partial-*")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("s/sae_stream/.partial-*")) and time.monotonic() < deadline:
             time.sleep(0.05)  # until all have come together
-        killed = worker_of(run.pid, "rank 1 of sae/", deadline)
+        killed = worker_of(run.pid, "rank 1 of sae_stream/", deadline)
         os.kill(killed, signal.SIGKILL)
     finally:
         _, progress = ended(run)
     events = [json.loads(line) for line in progress.splitlines() if line.startswith("{")]
-    assert [one["stage"].partition("/")[0] for one in events if one["event"] == "again"] == ["sae"], progress
+    assert [one["stage"].partition("/")[0] for one in events if one["event"] == "again"] == ["sae_stream"], progress
     assert files(tmp_path / "s") == files(here / "runs" / "s")
 
 

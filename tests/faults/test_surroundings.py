@@ -249,7 +249,7 @@ def _(place: Place) -> str:
     place.study(sae=STUDY["sae"] | {"tokens": 60_000})
     place.command("run", "s.toml", "--until", "model").well()
     first, second = launched(["-m", "heredity", "run", "s.toml", "--until", "sae"], 2, place.folder)
-    while first.poll() is None and not list(place.run_folder.glob("sae/.partial-*")):
+    while first.poll() is None and not list(place.run_folder.glob("sae_stream/.partial-*")):
         time.sleep(0.01)
     time.sleep(0.5)
     second.kill()
@@ -260,7 +260,8 @@ def _(place: Place) -> str:
     again = ended(launched(["-m", "heredity", "run", "s.toml", "--until", "sae"], 2, place.folder))
     assert [code for code, _, _ in again] == [0, 0], again
     found = files_of(place)
-    shutil.rmtree(place.run_folder / "sae")
+    for kind in ("sae", "sae_stream"):
+        shutil.rmtree(place.run_folder / kind)
     place.command("run", "s.toml", "--until", "sae").well()
     assert files_of(place) == found
     return said
@@ -286,7 +287,9 @@ def _(place: Place) -> str:
     # What is loaded takes some of the address space; the SAEs of this study ask for 64 GiB more.
     place.study(sae=STUDY["sae"] | {"expansion": 2**24})
     code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (24 << 30, 24 << 30))"
-    said = place.command("run", "s.toml", env=place.injected(code)).refused("sae/.*not enough memory.*narrower SAEs")
+    said = place.command("run", "s.toml", env=place.injected(code)).refused(
+        "sae_stream/.*not enough memory.*narrower SAEs"
+    )
     place.study()
     place.command("run", "s.toml").well()
     place.equal(place.undisturbed())
@@ -525,16 +528,17 @@ def _(place: Place) -> str:
     expected = {
         f.relative_to(place.run_folder): f.read_bytes() for f in place.run_folder.glob("sae/*/**/*.safetensors")
     }
-    artifact, tried, said = place.artifact("sae"), 0, ""
+    artifact, tried, said = place.artifact("sae_stream"), 0, ""
     for change in ("half", "flip", "empty", "gone"):
         shutil.rmtree(artifact)
+        shutil.rmtree(place.run_folder / "sae")
         with working(place, "run", "s.toml", "--until", "sae", env=place.injected(OFTEN)) as process:
             partial = artifact.with_name(f".partial-{artifact.name}")
-            while process.poll() is None and not list(partial.glob("*checkpoint*/*")):
+            while process.poll() is None and not list(partial.rglob("checkpoint/*")):
                 time.sleep(0.005)
             process.kill()
             process.wait()
-        for file in [one for one in partial.rglob("*checkpoint*/*") if one.is_file()]:
+        for file in [one for one in partial.rglob("checkpoint/*") if one.is_file()]:
             content = bytearray(file.read_bytes())
             if change == "flip" and content:
                 content[len(content) // 2] ^= 8
@@ -545,7 +549,8 @@ def _(place: Place) -> str:
         ended = place.command("run", "s.toml", "--until", "sae")
         if ended.code:
             said = ended.refused(r"checkpoint.*it is damaged; delete it to train from the start")
-            shutil.rmtree(next(partial.glob("*checkpoint*")))
+            for checkpoint in list(partial.rglob("checkpoint")):
+                shutil.rmtree(checkpoint)
             place.command("run", "s.toml", "--until", "sae").well()
         found = {
             f.relative_to(place.run_folder): f.read_bytes() for f in place.run_folder.glob("sae/*/**/*.safetensors")
