@@ -13,6 +13,8 @@ folder=$(realpath -m "$1"); here=$(realpath "$(dirname "$0")/.."); python=${PYTH
 mkdir "$folder"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | sha256sum | cut -d' ' -f1)
 export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# A host that is cut off is missed when a connection to it has been silent for so long; by default for some minutes.
+export RAY_grpc_client_keepalive_time_ms=20000 RAY_grpc_client_keepalive_timeout_ms=20000
 export AWS_ENDPOINT_URL=http://10.77.0.3:5000 AWS_ACCESS_KEY_ID=testing AWS_SECRET_ACCESS_KEY=testing
 export AWS_DEFAULT_REGION=us-east-1 HEREDITY_CACHE=/tmp/heredity no_proxy='*' PATH="$(dirname "$python"):$PATH"
 
