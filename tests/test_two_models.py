@@ -98,7 +98,7 @@ def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tm
 def test_an_sae_is_no_control_of_itself(saved):
     with pytest.raises(ValueError, match="a control is the SAE itself"):
         asked(saved, controls=[saved.sae])
-    with pytest.raises(ValueError, match="tokens=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="tokens=0 must be a whole number of 1 or more"):
         asked(saved, tokens=0)
 
 
@@ -111,6 +111,14 @@ def test_with_one_sae_every_feature_has_evidence_and_none_a_verdict_or_a_share(s
     assert {row["stability"] for row in rows} == {None}
     quality = result.tables["saes"].to_pylist()
     assert [row["model"] for row in quality] == ["parent", "child"] and quality[0]["explained_variance"] > 0.99
+
+
+def test_fewer_tokens_than_asked_for_are_said(saved):
+    result = asked(saved, tokens=1_000_000)
+    [note] = [one for one in result.notes if "asked for" in one]
+    there = result.tables["evidence"].to_pandas().firings.sum() / 32  # active ones a token
+    assert note.startswith(f"features are judged on {there:,.0f} tokens, fewer than the 1,000,000 asked for: the texts")
+    assert not any("asked for" in one for one in asked(saved).notes)
 
 
 def test_a_second_sae_is_trained_after_its_cost_is_said_and_kept(saved, tmp_path):
@@ -182,6 +190,10 @@ def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
         ({"texts": "data/web"}, "is one string; give a list"),
         ({"texts": [*TEXTS, None]}, r"texts\[120\] is of type NoneType"),
         ({"texts": [{"text": "a"}]}, "is of type dict.*one column"),
+        ({"texts": None}, "texts=None: holds no texts; give a list"),
+        ({"texts": [*TEXTS, "\ud800"]}, r"texts\[120\] holds half of a surrogate pair"),
+        ({"child": 3}, "child=3: is no model; give a decoder, or the folder or hub id of one"),
+        ({"tokens": "x"}, "tokens='x' must be a whole number of 1 or more"),
         ({"threshold": 2.0}, "threshold=2.0 must lie between 0 and 1"),
     ]
     for given, message in cases:

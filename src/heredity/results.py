@@ -97,8 +97,8 @@ class Run:
         store, again = Store(self.folder), f"run `{self.again}` first"
         for stage in self.pipeline.closure([label]):
             if stage.label not in self.artifacts and store.of_other_keys(stage.kind, stage.name, stage.key):
-                changed = "has changed since the run: what is there was made from other inputs or settings"
-                return f"{stage.label} of study {self.name} in {self.folder} {changed}; {again}"
+                changed = "has changed since the run: what is there was made from other inputs or settings, or by an"
+                return f"{stage.label} of study {self.name} in {self.folder} {changed} earlier version; {again}"
         return f"{label} of study {self.name} is not done in {self.folder}; {again}"
 
     def find(self, need: Need) -> Artifact | None:

@@ -29,7 +29,7 @@ from heredity.analyses.pairing import (
 )
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
 from heredity.engine.workers import Progress
-from heredity.errors import one_of
+from heredity.errors import one_of, short
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 from heredity.text.spoken import Roles, Spoken
@@ -140,8 +140,12 @@ def compare(
     from heredity.sae.made_for import first_token
     from heredity.text.tokens import unknown_tokens
 
-    if tokens < 1 or second_tokens < 1:
-        raise ValueError(f"{f'{tokens=}' if tokens < 1 else f'{second_tokens=}'} must be 1 or more")
+    for name, count in (("tokens", tokens), ("second_tokens", second_tokens), ("context_size", context_size)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} must be a whole number of 1 or more")
+    for end, model in (("parent", parent), ("child", child)):
+        if not isinstance(model, str | Path) and not hasattr(model, "config"):
+            raise ValueError(f"{end}={short(model, 40)}: is no model; give a decoder, or the folder or hub id of one")
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
     check_words(prefix, roles, context_size)
@@ -184,6 +188,7 @@ def compare(
             first = tokenizer.convert_ids_to_tokens(reading.prefix)
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues, roles)
+        notes += _few_tokens(sampler, tokens)
         share = unknown_tokens(sampler.packs[0], tokenizer) / len(sampler.packs[0].tokens)
         notes += [unknown_note("texts", share, tokenizer.unk_token)] if share > FEW_UNKNOWN else []
         for end, name in zip(readers, names, strict=True):
@@ -277,6 +282,18 @@ def fit_stitch(
         raise ValueError(f"{maps} fit any so few; give many times as many texts")
     stitch = fit(fitted_on, method, alpha, held_out=tuning).stitch  # pyright: ignore[reportArgumentType]
     return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
+
+
+def _few_tokens(sampler: BlockSampler, tokens: int) -> list[str]:
+    """What to say of texts that hold less than twice the tokens asked for, since as many more fit the maps."""
+    there = sampler.blocks_per_pass * sampler.context_size
+    judged = len(sample_of(sampler, tokens).blocks) * sampler.context_size
+    if judged + sampler.context_size > tokens:
+        return []
+    return [
+        f"features are judged on {judged:,} tokens, fewer than the {tokens:,} asked for: the texts hold {there:,}, and "
+        "half of them fit the maps between the models; give more text for narrower intervals"
+    ]
 
 
 def _readers(models: Sequence[Any], saes: Ends, place: str) -> dict[str, Reader]:
@@ -485,10 +502,17 @@ def _opened(
 
 def _checked(texts: Iterable[str | Spoken]) -> Iterator[str | Spoken]:
     """The texts, each of which must be one."""
-    if isinstance(texts, str):
-        raise ValueError(f"texts={texts[:40]!r}: is one string; give a list of texts, or a column of a data set")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        wrong = "is one string" if isinstance(texts, str) else "holds no texts"
+        raise ValueError(f"texts={short(texts, 40)}: {wrong}; give a list of texts, or a column of a data set")
     for place, text in enumerate(texts):
         if not isinstance(text, str | Spoken):
             wrong = f"texts[{place}] is of type {type(text).__name__}, not a string"
             raise ValueError(f'{wrong}; of a data set give one column, such as data["text"]')
+        try:
+            (text if isinstance(text, str) else text.text).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"texts[{place}] holds half of a surrogate pair, which is no character; leave that text out"
+            ) from None
         yield text

@@ -89,9 +89,11 @@ def train_second(
     train(fresh(), store.batch, config, min(steps, _TIMED), seed)
     seconds = steps * (read + (time.perf_counter() - started) / min(steps, _TIMED))
     size = f"{like.d_sae:,} features, {activation} with k = {k}"
+    there = sampler.blocks_per_pass * sampler.context_size
+    again = f" (the texts hold {there:,}, which are read again and again)" if steps * store.batch_size > there else ""
     say(
-        f"training a second SAE of {name} ({size}) on {steps * store.batch_size:,} activations, so that verdicts can "
-        f"be given: about {format.duration(seconds)}"
+        f"training a second SAE of {name} ({size}) on {steps * store.batch_size:,} activations{again}, so that "
+        f"verdicts can be given: about {format.duration(seconds)}"
     )
     made = fresh()
     train(made, store.batch, config, steps, seed, progress=progress)

@@ -77,7 +77,9 @@ class Following(Watcher):
         return lambda done, total: self.came(label, done, total)
 
     def place(self, label: str) -> str:
-        """`3/40`: a stage at work, of all."""
+        """`3/40`: a stage at work, of all; nothing of work outside a study."""
+        if not self.stages:
+            return ""
         return f"{self.at_work.get(label, self.count):>{len(str(self.stages))}}/{self.stages}"
 
     def began(self, label: str) -> None: ...
