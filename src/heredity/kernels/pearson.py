@@ -252,30 +252,48 @@ def join(parts: Sequence[TopPearson]) -> TopPearson:
 
 
 @compiled()
-def _load_rows(rows, n, indptr, columns, values):
-    """Begin to load the row that is needed some steps after the n-th."""
-    firings = np.uint64(len(rows))
-    if n + _TWICE_AHEAD < firings:
-        prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
-    if n + _AHEAD < firings:
-        soon = np.uint64(rows[n + _AHEAD])
-        line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
-        while line < end:
-            prefetch(columns, line)
-            prefetch(values, line)
-            line += _ENTRIES_PER_LINE
-
-
-@compiled()
 def add_products(rows, weights, indptr, columns, values, products):
     """products[c] += sum over n of weights[n] * child[rows[n], c]; unsigned indices spare the test for wrapping."""
     products[:] = 0.0
     firings = np.uint64(len(rows))
     for n in range(firings):
-        _load_rows(rows, n, indptr, columns, values)
+        if n + _TWICE_AHEAD < firings:
+            prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
+        if n + _AHEAD < firings:
+            soon = np.uint64(rows[n + _AHEAD])
+            line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
+            while line < end:
+                prefetch(columns, line)
+                prefetch(values, line)
+                line += _ENTRIES_PER_LINE
         token, weight = np.uint64(rows[n]), np.float64(weights[n])
         for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
             products[np.uint64(columns[k])] += weight * values[k]
+
+
+@compiled()
+def _add_few(rows, weights, indptr, columns, values, feature, stamp, touched, products):
+    """Like `add_products`, without clearing all: those that are touched get the feature's stamp and begin at 0. Returns
+    their number. Loads ahead as that one does; as a function of both, it would take four times as long."""
+    n, firings = 0, np.uint64(len(rows))
+    for f in range(firings):
+        if f + _TWICE_AHEAD < firings:
+            prefetch(indptr, np.int64(rows[f + _TWICE_AHEAD]))
+        if f + _AHEAD < firings:
+            soon = np.uint64(rows[f + _AHEAD])
+            line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
+            while line < end:
+                prefetch(columns, line)
+                prefetch(values, line)
+                line += _ENTRIES_PER_LINE
+        token, weight = np.uint64(rows[f]), np.float64(weights[f])
+        for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
+            c = np.uint64(columns[k])
+            if stamp[c] != feature:
+                stamp[c], touched[n], products[c] = feature, columns[k], 0.0
+                n += 1
+            products[c] += weight * values[k]
+    return n
 
 
 @compiled()
@@ -358,17 +376,8 @@ def _match_few(features, first, columns, child, stats, child_stats, tokens, thre
         if not reach * near_zero.sizes[-1] > _LEAST_R:
             left[i] = True
             continue
-        n, firings, feature = 0, slice(starts[p], starts[p + 1]), np.int32(features[i])
-        own, factors = rows[firings], weights[firings]
-        for f in range(np.uint64(len(own))):
-            _load_rows(own, f, indptr, shared, values)
-            token, weight = np.uint64(own[f]), np.float64(factors[f])
-            for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
-                c = np.uint64(shared[k])
-                if stamp[c] != feature:
-                    stamp[c], touched[n], r[c] = feature, shared[k], 0.0
-                    n += 1
-                r[c] += weight * values[k]
+        firings, feature = slice(starts[p], starts[p + 1]), np.int32(features[i])
+        n = _add_few(rows[firings], weights[firings], indptr, shared, values, feature, stamp, touched, r)
         for place in range(len(near_zero.sizes)):  # of frequent features such an r may lie in any bin
             if reach * near_zero.sizes[place] * max(middle, 1) < _MOST_R:
                 break
