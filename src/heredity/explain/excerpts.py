@@ -70,8 +70,11 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
         tokens = np.flatnonzero(halves == half)
         rows.append(tokens[np.argsort(flat[tokens], kind="stable")])
         starts.append(np.concatenate([[0], np.cumsum(np.bincount(flat[tokens], minlength=len(vocabulary)))]))
-    # Every feature is shown on some of the same blocks: 8 bytes per token keep them all.
-    pieces = cache(lambda block: tuple(letters([vocabulary[token] for token in ids[block].tolist()])))
+
+    @cache  # since every feature is shown on some of the same blocks; 8 bytes per token keep them all
+    def pieces(block: int) -> tuple[str, ...]:
+        return tuple(letters([vocabulary[int(token)] for token in ids[block]]))
+
     return Text(ids, tuple(vocabulary), explains, rows, starts, pieces)
 
 
