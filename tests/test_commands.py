@@ -210,7 +210,7 @@ def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missi
         again = f"heredity run {lineage.path} --runs {words[1] if words[0] == '--runs' else lineage.runs}"
         again += f" --set {words[1]}" if words[0] == "--set" else ""
         changed = (
-            f"sae/base@scratch of study s in {lineage.run.folder} has changed since the run: what is there was made"
+            f"sae_stream/base@scratch of study s in {lineage.run.folder} has changed since the run: what is there was"
         )
         assert ("is not done in" if words[0] == "--runs" else changed) in line and f"run `{again}` first" in line
         assert f"run `{again}` first" in ask(lineage, "show", "base/1", *words, code=2)
