@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import sys
 import sysconfig
 from itertools import islice
 from pathlib import Path
 
+import numpy
 import pytest
 
 from heredity.demo import installed
@@ -84,3 +86,20 @@ def test_prose_keeps_sentences_and_drops_the_rest():
         "Return the largest value that is in the list, as max does for all of the values.",
         "The values to look at, of which there must be at least one.",
     ]
+
+
+def test_what_a_package_carries_in_its_own_folder_is_not_installed(tmp_path, monkeypatch):
+    """As in processes that Ray starts, whose path begins with such a folder."""
+    caches = installed._distributions, installed._requirements, installed._owner, installed._providers
+    expected = installed.versions("python-english")
+    carried = tmp_path / "site-packages" / "carrier" / "thirdparty_files"
+    (carried / "numpy-0.0.1.dist-info").mkdir(parents=True)
+    (carried / "numpy-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(str(carried))
+    for one in caches:
+        one.cache_clear()
+    assert importlib.metadata.version("numpy") == "0.0.1"
+    assert installed.versions("python-english") == expected
+    assert installed._owner("numpy")[0] == f"numpy-{numpy.__version__}"
+    for one in caches:
+        one.cache_clear()

@@ -77,8 +77,8 @@ def versions(name: str) -> str:
         parts.append(f"{platform.python_implementation()} {platform.python_version()}")
     if name != "python-stdlib":
         wanted = _HEADER_PACKAGES if name == "cpp-headers" else _requirements()
-        packages = {f"{package.name} {package.version}": package.name for package in importlib.metadata.distributions()}
-        parts += sorted(package for package, own in packages.items() if _plain(own) in wanted)
+        packages = _distributions().items()
+        parts += sorted(f"{package.name} {package.version}" for name, package in packages if name in wanted)
     return "; ".join(parts)
 
 
@@ -143,10 +143,22 @@ def _of_requirements(endings: tuple[str, ...], read: Callable[[str], str]) -> li
 
 
 @cache
+def _distributions() -> dict[str, importlib.metadata.Distribution]:
+    """Installed packages by name, without those that another one carries in its own folder: it puts that on the path of
+    the processes that it starts, as Ray does, and they would see other versions than their parent."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for package in importlib.metadata.distributions():
+        carried = {"site-packages", "dist-packages"} & set(Path(str(package.locate_file(""))).resolve().parent.parts)
+        if not carried:
+            found.setdefault(_plain(package.name), package)
+    return found
+
+
+@cache
 def _requirements() -> frozenset[str]:
     """Installed packages that this one requires, directly or through others, extras left out; all packages when this
     one is not installed itself."""
-    installed = {_plain(package.name): package for package in importlib.metadata.distributions()}
+    installed = _distributions()
     if "heredity" not in installed:
         return frozenset(installed)
     waiting, needed = ["heredity"], set()
@@ -180,13 +192,12 @@ def _owner(top: str) -> tuple[str, str]:
     if top == "python":
         return f"python-{platform.python_version()}", "PSF-2.0"
     name = top.removesuffix(".dist-info").rpartition("-")[0] if top.endswith(".dist-info") else top.removesuffix(".py")
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        providers = _providers().get(name)
-        if not providers:
-            return name, "unknown"
-        distribution = importlib.metadata.distribution(providers[0])
+    distribution = _distributions().get(_plain(name))
+    if distribution is None:
+        providers = [_distributions().get(_plain(one)) for one in _providers().get(name, ())]
+        distribution = next((one for one in providers if one is not None), None)
+    if distribution is None:
+        return name, "unknown"
     header = message_from_string((distribution.read_text("METADATA") or "").partition("\n\n")[0])
     license = header["License-Expression"] or header["License"] or ""
     if not license or "\n" in license or len(license) > 120:  # no SPDX expression or short text
