@@ -125,9 +125,9 @@ def evidence(
     the activations of both ends are equal to the bit.
 
     ends: parent and child, of which the first SAE of each counts. The child's features have rows where it has an SAE
-    of its own. effects: whether they are made; None: unless more than `REGRESSED` features fire. told: gets a line where
-    too many features fire for their effects, which are nan then. best: by end, the best partner of each feature at the
-    other one, int [d_sae]; found here unless known.
+    of its own. effects: whether they are made; None: unless more than `REGRESSED` features fire. told: gets a line
+    where too many features fire for their effects, which are nan then. best: by end, the best partner of each feature
+    at the other one, int [d_sae]; found here unless known.
     """
     from heredity.features.ends import judge_end
     from heredity.features.transmission import LEAST_FIRINGS, TooWideError
