@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
+import numpy as np
+
 STUDY = """
 seed = 0
 hook_point = "blocks.0.mlp.hook_post"
@@ -129,26 +131,28 @@ def draw(pipeline: Any, label: str, folder: Path, features: int) -> None:
     from heredity.analyses import write_tables
 
     analysis, item, _ = pipeline.items[label]
-    rows: dict[str, list[dict[str, Any]]] = {table.name: [] for table in analysis.tables}
-    rng = random.Random(label)
-    for end in ("parent", "child") if analysis.kind == "verdicts" else ():
-        names = {"parent": ("kept", "lost"), "child": ("inherited", "new")}[end]
-        for feature in range(features):
-            row = dict.fromkeys(next(t for t in analysis.tables if t.name == "evidence").schema.names)
-            row |= {
-                name: rng.random() for name in ("stability", "match_r", "map_r", "direction", "transmission", "p_lost")
-            }
-            row |= {"end": end, "feature": feature, "owned": True, "firings": rng.randrange(4_000), "strength": 0.9}
-            rows["evidence"].append(row | {"verdict": rng.choice([*names, "changed", "undecided", "unstable"])})
-        whole = dict.fromkeys(next(t for t in analysis.tables if t.name == "verdicts").schema.names)
+    names = {table.name: [name for name in table.schema.names if name not in item] for table in analysis.tables}
+    rows: dict[str, Any] = {name: [] for name in names}
+    if analysis.kind == "verdicts":
+        # Columns of arrays: as a dict for each of a million features, drawing would take longer than all that is run.
+        rng, size = np.random.default_rng([*label.encode()]), 2 * features
+        drawn = ("stability", "match_r", "map_r", "direction", "transmission", "p_lost")
+        words = [[*fates, "changed", "undecided", "unstable"] for fates in (("kept", "lost"), ("inherited", "new"))]
+        rows["evidence"] = dict.fromkeys(names["evidence"], [None] * size) | {name: rng.random(size) for name in drawn}
+        rows["evidence"] |= {
+            "end": np.repeat(["parent", "child"], features),
+            "feature": np.tile(np.arange(features), 2),
+            "verdict": np.concatenate([rng.choice(fates, features) for fates in words]),
+            "firings": rng.integers(4_000, size=size),
+            "owned": np.ones(size, bool),
+            "strength": np.full(size, 0.9),
+        }
         counts = {"live": features, "stable": 10_000}
         counts |= {"kept": 5_000, "changed": 3_000, "lost": 1_000, "undecided": 1_000}
-        known = {"end": end, "corpora": "", "identical": False, "same_activations": False, "scale": 1.0, "pairs": 0}
+        known = {"corpora": "", "identical": False, "same_activations": False, "scale": 1.0, "pairs": 0}
         for name, share in (("kept_share", 0.5), ("lost_share", 0.1)):
             known |= {name: share, f"{name}_low": share - 0.02, f"{name}_high": share + 0.02}
-        rows["verdicts"].append(whole | counts | known | {"tokens": 4_000})
-    for name in rows:
-        rows[name] = [{key: value for key, value in row.items() if key not in item} for row in rows[name]]
+        rows["verdicts"] = [counts | known | {"end": end, "tokens": 4_000} for end in ("parent", "child")]
     write_tables(analysis.tables, rows, folder, item)
 
 
