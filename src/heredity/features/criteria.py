@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, median, rank_correlation
+from heredity.kernels.assign import assign
 from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
@@ -45,23 +45,17 @@ def one_to_one(
     Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0. With
     lists of all features this is the Hungarian assignment of max(r, 0); with shorter ones it is the best assignment
     within them, and a feature that loses all partners on its list stays alone although one further down might be free.
-    Exact (Jonker & Volgenant 1987, sparse).
+    Exact.
     """
     pairs, first = _listed(parent_match, child_match)
     r = np.concatenate([parent_r[parent_match >= 0], child_r[child_match >= 0]])[first]
     pairs, r = pairs[r > 0], r[r > 0]
     if not len(pairs):
         return pairs, r
-    # The solver wants weights other than 0 and a partner for every row: one column per parent feature stands for none.
-    parents, children = len(parent_match), len(child_match)
-    alone = np.arange(parents)
-    places = np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])
-    weights = csr_array((np.concatenate([1.0 + r, np.ones(parents)]), places), shape=(parents, children + parents))
-    rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
-    chosen = np.full(parents, -1, np.int64)
-    chosen[rows] = columns
-    assigned = chosen[pairs[:, 0]] == pairs[:, 1]
-    return pairs[assigned], r[assigned]
+    starts = np.searchsorted(pairs[:, 0], np.arange(len(parent_match) + 1))
+    chosen = assign(starts, pairs[:, 1].astype(np.int64), r, len(child_match))
+    made = chosen[pairs[:, 0]] == pairs[:, 1]
+    return pairs[made], r[made]
 
 
 class Parts(NamedTuple):
