@@ -34,6 +34,7 @@ class Shared(NamedTuple):
     pairs: np.ndarray  # int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature
     cosine: np.ndarray  # float64 [n]: the smaller of the cosines of encoders and decoders
     shared: np.ndarray  # bool [n]: it is at least the threshold given
+    decoders: Cosines  # all that the assignment by decoder chose from
 
 
 def cosine_matches(a: Matrix, b: Matrix, top: int = 5) -> Cosines:
@@ -50,11 +51,12 @@ def cosine_matches(a: Matrix, b: Matrix, top: int = 5) -> Cosines:
 
     def blocks() -> Iterator[np.ndarray]:
         weight = child.float()
-        zero = ~child.any(1)
+        zero = (~child.any(1)).nonzero().ravel()
         for rows in parent.split(_ROWS):
             block = linear(rows.float(), weight)
-            block[:, zero] = -torch.inf
-            block[~rows.any(1)] = -torch.inf
+            # By number: there are few or none, and a mask would be gone through for every cosine.
+            block.index_fill_(1, zero, -torch.inf)
+            block.index_fill_(0, (~rows.any(1)).nonzero().ravel(), -torch.inf)
             yield block.numpy()
 
     best = ranked(blocks(), (len(parent), len(child)), top)
@@ -109,11 +111,12 @@ def shared(enc_a: Matrix, dec_a: Matrix, enc_b: Matrix, dec_b: Matrix, least: fl
     feature only where it has more than `top` rivals. Raises as `cosine_matches` does.
     """
     sides = (torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)
-    (pairs, encoder), (others, decoder) = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
+    encoders, decoders = (cosine_matches(a, b, top) for a, b in sides)
+    (pairs, encoder), (others, decoder) = one_to_one(*encoders), one_to_one(*decoders)
     keys = [assigned.astype(np.int64) @ [len(dec_b), 1] for assigned in (pairs, others)]
     _, at_encoder, at_decoder = np.intersect1d(*keys, assume_unique=True, return_indices=True)
     cosine = np.minimum(encoder[at_encoder], decoder[at_decoder])
-    return Shared(pairs[at_encoder], cosine, cosine >= least)
+    return Shared(pairs[at_encoder], cosine, cosine >= least, decoders)
 
 
 def rotation(dec_a: Matrix, dec_b: Matrix) -> np.ndarray:

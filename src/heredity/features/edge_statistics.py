@@ -12,7 +12,7 @@ from heredity.features import bootstrap, criteria
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import Counts, Intervals
 from heredity.features.correlate import Matches
-from heredity.features.directions import cosine_matches, shared
+from heredity.features.directions import shared
 from heredity.features.fates import STRATA, THRESHOLDS, fates, strata
 from heredity.features.null import PAPER, Floor, chance_threshold, choose_threshold, corrected, p_values, q_values
 
@@ -266,7 +266,7 @@ def _rules(
     if directions is not None and not edge.one_dictionary:
         (enc_a, enc_b), (dec_a, dec_b) = directions
         agreed = shared(enc_a, dec_a, enc_b, dec_b, COSINE)
-        by_rule["decoder_cosine"] = cosine_matches(dec_a, dec_b, top=1).parent_cosine[:, 0]
+        by_rule["decoder_cosine"] = agreed.decoders.parent_cosine[:, 0]
         by_rule["shared"] = criteria.by_parent(agreed.pairs, agreed.cosine, len(live))
         cuts |= {"decoder_cosine": COSINE, "shared": COSINE}
     by_rule["token_types"] = criteria.token_type_correlate(edge.parent, edge.child, edge.ids, top=1).parent_score[:, 0]

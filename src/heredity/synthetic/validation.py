@@ -12,7 +12,7 @@ from heredity.features import bootstrap
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
 from heredity.features.criteria import by_parent, one_to_one, scores
-from heredity.features.directions import cosine_matches, shared
+from heredity.features.directions import shared
 from heredity.features.newness import LatentScaling
 from heredity.features.null import (
     PAPER,
@@ -229,9 +229,8 @@ def calls(
     }
     parent, child = saes
     if parent is not child:
-        cosine = cosine_matches(parent.W_dec, child.W_dec, 1).parent_cosine[:, 0]
         agreed = shared(parent.W_enc, parent.W_dec, child.W_enc, child.W_dec, COSINE)
-        rules["decoder cosine"] = cosine > COSINE, COSINE
+        rules["decoder cosine"] = agreed.decoders.parent_cosine[:, 0] > COSINE, COSINE
         rules["shared"] = by_parent(agreed.pairs, agreed.cosine, len(best)) > COSINE, COSINE
     return rules
 
