@@ -170,10 +170,19 @@ class Client:
         fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
         return 1e3 * sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
+    def memory(self) -> float:
+        """MiB of the server that are in memory."""
+        lines = Path(f"/proc/{self.process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+    def read(self, path: str, **values: Any) -> bytes:
+        """An answer as it comes."""
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(values)}") as answer:
+            return answer.read()
+
     def get(self, path: str, **values: Any) -> Any:
         """The JSON of an answer."""
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(values)}") as answer:
-            return json.load(answer)
+        return json.loads(self.read(path, **values))
 
     def timed(self, path: str, asked: list[dict[str, Any]]) -> dict[str, float]:
         """Milliseconds of an answer to each question, which come no faster than the server takes them; `cpu_ms`: the
@@ -182,24 +191,24 @@ class Client:
         for values in asked:
             time.sleep(0.05)
             start = time.perf_counter()
-            self.get(path, **values)
+            self.read(path, **values)
             spent.append(1e3 * (time.perf_counter() - start))
         cpu = (self.used() - before) / len(spent)
         times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1], "cpu_ms": cpu}
         return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
 
-    def crowded(self, questions: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
+    def crowded(self, path: str, asked: list[dict[str, Any]]) -> dict[str, float]:
         """Milliseconds of an answer when CLIENTS ask at once, in rounds that are no more than the server takes."""
 
-        def one(question: tuple[str, dict[str, Any]]) -> float:
+        def one(values: dict[str, Any]) -> float:
             start = time.perf_counter()
-            self.get(question[0], **question[1])
+            self.read(path, **values)
             return 1e3 * (time.perf_counter() - start)
 
         spent = list[float]()
         with ThreadPoolExecutor(CLIENTS) as crowd:
-            for first in range(0, len(questions), CLIENTS):
-                spent += crowd.map(one, questions[first : first + CLIENTS])
+            for first in range(0, len(asked), CLIENTS):
+                spent += crowd.map(one, asked[first : first + CLIENTS])
                 time.sleep(0.05 * CLIENTS)
         times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1]}
         return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
@@ -257,35 +266,43 @@ def measured(client: Client, requests: int, size: Size) -> dict[str, Any]:
     first = time.perf_counter()
     client.get("api/feature", id="base/0")
     ready = time.perf_counter() - first
-    table = client.get("api/features", size=100)
-    tokens = [row["top_token"] for row in table["rows"] if row["top_token"]]
-    models = size.names
-    ids, others = ([f"{rng.choice(models)}/{rng.randrange(size.features)}" for _ in range(requests)] for _ in range(2))
-    live = [f"{row['model']}/{row['feature']}" for row in table["rows"]]
-    sorts = ["density", "simulation", "max", "feature"]
-    pages = [{"sort": rng.choice(sorts), "start": 50 * rng.randrange(1_000)} for _ in range(requests)]
-    verdicts = [{"verdict": "kept", "edge": "base->cpp", "model": "base", "start": 50 * at} for at in range(requests)]
-    timed = {
-        "feature": client.timed("api/feature", [{"id": one} for one in ids]),
-        "feature, the most frequent": client.timed("api/feature", [{"id": one} for one in live[:requests]]),
-        "page of the table": client.timed("api/features", pages),
-        "filtered by verdict": client.timed("api/features", verdicts),
-        "by class and density": client.timed("api/features", [{"class": "mixed", "least_density": 0.001}] * requests),
-        "by token": client.timed("api/features", [{"token": t, "sort": "share"} for t in tokens[:requests]]),
-        "by words": client.timed("api/features", [{"words": word} for word in ("fires", "on", "the", "in", "a")] * 4),
-    }
+    models, twice = size.names, 2 * requests  # for one client, and for all of them
     for model in models:
         client.get("api/logits", id=f"{model}/0")  # loads it
-    timed["logits, model loaded"] = client.timed("api/logits", [{"id": one} for one in ids])
-    feature, page = (
-        [(path, one) for one in asked]
-        for path, asked in (("api/feature", [{"id": one} for one in others]), ("api/features", pages))
+    table = client.get("api/features", size=100)
+    live = [{"id": f"{row['model']}/{row['feature']}"} for row in table["rows"]]
+    tokens = [{"token": row["top_token"], "sort": "share"} for row in table["rows"] if row["top_token"]]
+    sorts = ["density", "simulation", "max", "feature"]
+    ids, others, predicted = (
+        [{"id": f"{rng.choice(models)}/{rng.randrange(size.features)}"} for _ in range(twice)] for _ in range(3)
     )
-    timed |= {
-        f"feature, {CLIENTS} clients": client.crowded(feature),
-        f"page of the table, {CLIENTS} clients": client.crowded(page),
+    kinds: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "feature": ("api/feature", ids),
+        "feature, the most frequent": ("api/feature", live),
+        "family": ("api/family", others),
+        "logits, model loaded": ("api/logits", predicted),
+        "page of the table": (
+            "api/features",
+            [{"sort": rng.choice(sorts), "start": 50 * rng.randrange(1_000)} for _ in range(twice)],
+        ),
+        "filtered by verdict": (
+            "api/features",
+            [{"verdict": "kept", "edge": "base->cpp", "model": "base", "start": 50 * at} for at in range(requests)] * 2,
+        ),
+        "by class and density": ("api/features", [{"class": "mixed", "least_density": 0.001}] * twice),
+        "by token": ("api/features", tokens),
+        "by words": ("api/features", [{"words": word} for word in ("fires", "on", "the", "in", "a")] * 8),
+        "columns": ("api/columns", [{}] * 32),
+        "choices": ("api/choices", [{}] * twice),
+        "notes": ("api/notes", [{}] * twice),
     }
-    return {"features": client.get("api/features")["total"], "first_feature_s": round(ready, 2), "answers": timed}
+    answers = {}
+    for kind, (path, asked) in kinds.items():
+        half = len(asked) // 2
+        answers[kind] = {"alone": client.timed(path, asked[:half])}
+        answers[kind][f"{CLIENTS} clients"] = client.crowded(path, asked[half:])
+    found = {"features": table["total"], "first_feature_s": round(ready, 2), "memory_mb": round(client.memory())}
+    return found | {"answers": answers}
 
 
 if __name__ == "__main__":

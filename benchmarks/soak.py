@@ -55,12 +55,6 @@ def question(rng: random.Random, models: dict[str, int]) -> tuple[str, dict[str,
     return f"api/{path}?{urllib.parse.urlencode(values)}", None, right
 
 
-def memory(process: int) -> float:
-    """MiB of a process that are in memory."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
-
-
 def load(
     client: Client, models: dict[str, int], until: float, threads: int
 ) -> tuple[Counter[int], list[str], list[float]]:
@@ -114,7 +108,7 @@ def main() -> int:
 
         def watch() -> None:
             while not ended.wait(min(5.0, seconds / 100)):
-                held.append((time.monotonic() - begun, memory(process.pid)))
+                held.append((time.monotonic() - begun, client.memory()))
 
         watcher = threading.Thread(target=watch)
         watcher.start()

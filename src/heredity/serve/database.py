@@ -219,9 +219,11 @@ class Database:
         kinds = "SELECT DISTINCT class FROM feature WHERE instrument = ? AND site = ? AND class IS NOT NULL ORDER BY 1"
         models = "SELECT DISTINCT model FROM feature WHERE instrument = ? AND site = ?"
         found = {"classes": (kinds, place), "models": (models, place)}
-        found |= {"verdicts": ("SELECT DISTINCT verdict FROM verdict ORDER BY 1", ())}
-        found |= {"edges": ("SELECT DISTINCT edge FROM verdict", ())}
-        return {name: [row[0] for row in self.file.execute(*query)] for name, query in found.items()}
+        # Both at once, one step in the index for each pair; edges alone would be read off every verdict.
+        judged = self.file.execute("SELECT DISTINCT verdict, edge FROM verdict ORDER BY 1, 2").fetchall()
+        choices = {name: [row[0] for row in self.file.execute(*query)] for name, query in found.items()}
+        choices |= {f"{name}s": [*dict.fromkeys(row[name] for row in judged)] for name in ("verdict", "edge")}
+        return choices
 
     def features(self, asked: Asked) -> dict[str, Any]:
         """`total`: features that fit; `rows`: those asked for, each with its `verdicts` by edge.
