@@ -1,6 +1,7 @@
 """The one-file page of 4 models x 16,384 features in a browser: size, first paint, slider; needs playwright.
 
     python benchmarks/page_speed.py STUDY [--runs RUNS] [--features 16384] [--models 4] [--keep FILE]
+    python benchmarks/page_speed.py PAGE.html  # a page as it is
 
 Columns of a finished run are widened: features are drawn from those it has, each with new figures, so that texts are as
 long and as many as real ones and no two rows are alike. More models are further children of the first. Prints one JSON
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,12 +85,15 @@ def with_children(data: dict[str, Any], columns: dict[str, Any], more: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="name of a finished run")
+    parser.add_argument("study", help="name of a finished run, or a page (.html), of which nothing is widened")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--features", type=int, default=16_384)
     parser.add_argument("--models", type=int, default=4)
     parser.add_argument("--keep", type=Path, help="write the page here")
     options = parser.parse_args()
+    if options.study.endswith(".html"):
+        print(json.dumps(timed(Path(options.study))))
+        return
     run, rng = open_run(options.runs / options.study), np.random.default_rng(0)
     data = page.page_data(run)
     instrument, site = run.study.instruments[0], run.study.sites[0]
@@ -99,7 +104,7 @@ def main() -> None:
         file = options.keep or Path(folder) / "page.html"
         file.write_text(page.render(data), encoding="utf-8")
         found = {"models": len(columns["models"]), "features": options.features * len(columns["models"])}
-        print(json.dumps(found | {"megabytes": round(file.stat().st_size / 1e6, 2)} | timed(file.absolute().as_uri())))
+        print(json.dumps(found | timed(file)))
 
 
 PAINT = "performance.getEntriesByType('paint').find((one) => one.name === 'first-contentful-paint').startTime"
@@ -119,18 +124,24 @@ STEP = """async (slider) => {
 }"""
 
 
-def timed(url: str) -> dict[str, Any]:
-    """Milliseconds in a browser, each address in a window of its own."""
-    found: dict[str, Any] = {}
+def first_paint(browser: Any, url: str, ready: Callable[[Any], object] = drawn) -> int:
+    """Milliseconds until anything of a page is seen: median of five windows, each open until it is ready."""
+    paints = []
+    for _ in range(5):
+        window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        window.goto(url, timeout=120_000)
+        ready(window)
+        paints.append(window.evaluate(PAINT))
+        window.close()
+    return round(median(paints))
+
+
+def timed(file: Path) -> dict[str, Any]:
+    """Megabytes of a page, and milliseconds in a browser, each address in a window of its own."""
+    url = file.absolute().as_uri()
+    found: dict[str, Any] = {"megabytes": round(file.stat().st_size / 1e6, 2)}
     with chromium() as browser:
-        paints, ready = [], []
-        for _ in range(5):
-            window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-            window.goto(url)
-            drawn(window)
-            paints.append(window.evaluate(PAINT))
-            window.close()
-        found["first_paint_ms"] = round(median(paints))
+        found["first_paint_ms"] = first_paint(browser, url)
         window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
         window.goto(f"{url}#/flow")
         drawn(window)

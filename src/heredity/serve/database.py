@@ -12,6 +12,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -199,6 +200,8 @@ class Database:
         """Raises sqlite3.Error for a file that cannot be opened."""
         self.file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         self.file.row_factory = sqlite3.Row
+        # Every page of a table asks for the same count, which reads all rows; the file never changes.
+        self._count = lru_cache(maxsize=256)(partial(_counted, self.file))
 
     def meta(self, name: str) -> str:
         """`key`, `page` or `place`, the first instrument and site. Raises LookupError for another."""
@@ -238,7 +241,7 @@ class Database:
         where = list(_conditions(asked))
         text = " AND ".join(condition for condition, _ in where)
         values += [value for _, own in where for value in own]
-        total = self.file.execute(f"SELECT count(*) FROM {source} WHERE {text}", values).fetchone()[0]
+        total = self._count(f"{source} WHERE {text}", *values)
         share = ", t.share" if asked.token is not None else ""
         way = "DESC" if asked.down else "ASC"
         order = f"{SORTS[asked.sort]} {way} NULLS LAST, f.id {way}"
@@ -248,6 +251,11 @@ class Database:
             own = self.file.execute("SELECT edge, model, verdict FROM verdict WHERE id = ?", (row.pop("id"),))
             row["verdicts"] = [dict(one) for one in own]
         return {"total": total, "rows": rows}
+
+
+def _counted(file: sqlite3.Connection, rows: str, *values: Any) -> int:
+    """Number of rows, given as what follows FROM."""
+    return file.execute(f"SELECT count(*) FROM {rows}", values).fetchone()[0]
 
 
 def _conditions(asked: Asked) -> Iterator[tuple[str, Iterable[Any]]]:
