@@ -15,7 +15,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
+from heredity.kernels.grouped import count_above
 from heredity.kernels.pairs import PairMoments, pair_moments
+from heredity.kernels.sparse import in_ranges
 
 GROUPS = 100  # groups of documents; more cost memory and time and hardly sharpen a CI
 LEAST_GROUPS = 10  # with fewer the spread between groups is itself too uncertain to support a CI
@@ -204,18 +206,24 @@ def _resampled(
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
     for part in _chunks(features, resamples * top):
         z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
-        moved = [weights @ jackknife.deviation[:, part, c] for c in range(top)]
+        moved = np.stack([weights @ jackknife.deviation[:, part, c] for c in range(top)])
         plain += (z.max(1)[:, None] > cuts).sum(0)
         for at, noise in enumerate((1.0, *_LEVELS)):
-            shifted = z + noise * bias
-            best = np.maximum.reduce([shifted[:, c] + np.sqrt(noise) * moved[c] for c in range(top)])
-            above = np.stack([best > cut for cut in cuts])  # [thresholds, resamples, features]
+            center = np.ascontiguousarray((z + noise * bias).T)
+            above = np.empty((resamples, len(cuts)), np.int64)
+
+            def count(first: int, last: int) -> np.ndarray:
+                of_features = np.zeros((len(cuts), moved.shape[2]), np.int32)
+                count_above(center, moved, np.sqrt(noise), cuts, above, of_features, first, last)  # noqa: B023
+                return of_features
+
+            of_features = sum(in_ranges(count, resamples, moved.size))
             if at:
-                noisy[at - 1] += above.sum((1, 2)) / resamples
+                noisy[at - 1] += above.sum(0) / resamples
             else:
-                counts += above.sum(2).T
-                share = np.ascontiguousarray(above.sum(1).T) / resamples
-                independent += (share * (1 - share)).sum(0)
+                counts += above
+                share = of_features / resamples
+                independent += (share * (1 - share)).sum(1)
     return plain, counts, noisy, independent
 
 

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, median, rank_correlation
 from heredity.kernels.assign import assign
-from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
+from heredity.kernels.pairs import Means, Ranked, common_best, greedy_cover, masked_sums, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
 # Splits and merges, see `splits_and_merges`.
@@ -32,8 +32,9 @@ def _listed(parent_match: np.ndarray, child_match: np.ndarray) -> tuple[np.ndarr
     parents, children = np.nonzero(parent_match >= 0)[0], np.nonzero(child_match >= 0)[0]
     of_parents = np.stack([parents, parent_match[parent_match >= 0]], axis=1)
     of_children = np.stack([child_match[child_match >= 0], children], axis=1)
-    pairs, first = np.unique(np.concatenate([of_parents, of_children]), axis=0, return_index=True)
-    return pairs.astype(np.int32), first
+    pairs = np.concatenate([of_parents, of_children]).astype(np.int64)
+    keys, first = np.unique(pairs[:, 0] << 32 | pairs[:, 1], return_index=True)  # as rows, they take ten times as long
+    return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32), first
 
 
 def one_to_one(
@@ -45,7 +46,7 @@ def one_to_one(
     Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0. With
     lists of all features this is the Hungarian assignment of max(r, 0); with shorter ones it is the best assignment
     within them, and a feature that loses all partners on its list stays alone although one further down might be free.
-    Exact.
+    Exact; of assignments with the same total it is one.
     """
     pairs, first = _listed(parent_match, child_match)
     r = np.concatenate([parent_r[parent_match >= 0], child_r[child_match >= 0]])[first]
@@ -159,8 +160,7 @@ def token_type_correlate(
     entries = child_means.values, child_means.indices, child_means.indptr
     columns = csr_array(entries, (child.d_sae, len(kinds))).tocsc()  # the child's by types: types x features
     by_type = Means(columns.indptr.astype(np.int64), columns.indices.astype(np.int32), columns.data)
-    blocks = common_r(means, by_type, child.d_sae, 2, workers)
-    return ranked(blocks, (parent.d_sae, child.d_sae), top)
+    return common_best(means, by_type, child.d_sae, 2, top, workers)
 
 
 def _centered_means(acts: FeatureActs, types: np.ndarray, number: int) -> Means:

@@ -6,19 +6,21 @@ features of several tokens that a model has come to confuse all move it the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
-from scipy.sparse import csc_array, csr_array
+import torch
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
+from heredity.kernels.grouped import add_products
+from heredity.kernels.sparse import in_ranges
 
 _FOLDS = 8
 _RIDGE = 1e-3  # of the mean variance of the activations
 _LEAST_READ = 0.02  # R² in its own model below which nothing can be said of a feature
+_TILE = 1 << 17  # numbers of one fold's products of some features, so that they stay in the cache
 
 
 class Readout:
@@ -26,11 +28,13 @@ class Readout:
 
     def __init__(self, acts: FeatureActs, own: np.ndarray, documents: np.ndarray, seed: int = 0) -> None:
         """acts: [tokens, d_sae]; own [tokens, d_own], documents int [tokens]; seed: of the folds."""
-        fold = document_groups(documents, _FOLDS, seed)
-        self.folds, self._d_sae, features = int(fold.max()) + 1, acts.d_sae, acts.matrix()
-        order = [np.flatnonzero(fold == number) for number in range(self.folds)]
-        self._parts = [_part(features[rows], rows) for rows in order]
-        self._own: np.ndarray | None = _explained(self._parts, own) if self.folds > 1 else None
+        self._fold, self._d_sae, self._columns = document_groups(documents, _FOLDS, seed), acts.d_sae, acts.to_columns()
+        self.folds = int(self._fold.max()) + 1
+        place = np.repeat(self._fold.astype(np.int64) * acts.d_sae, np.diff(acts.indptr)) + acts.indices
+        values, size = acts.values.astype(np.float64), self.folds * acts.d_sae
+        sums, self._squares = (np.bincount(place, each, size).reshape(self.folds, -1) for each in (values, values**2))
+        self._sums = torch.from_numpy(sums)
+        self._own: np.ndarray | None = self._explained(own) if self.folds > 1 else None
 
     def readable(self, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """R² of ridge readouts from another model's activations [tokens, d_other] over R² from its own, on documents
@@ -39,7 +43,7 @@ class Readout:
         if self._own is None:
             unknown = np.full(self._d_sae, np.nan)
             return unknown, unknown, self.folds
-        read = np.stack([self._own, _explained(self._parts, other)])  # [model, fold, of which, feature]
+        read = np.stack([self._own, self._explained(other)])  # [model, fold, of which, feature]
         folds = self.folds
 
         def ratio(held: np.ndarray) -> np.ndarray:
@@ -51,41 +55,48 @@ class Readout:
         error = np.sqrt((folds - 1) / folds * np.square(without - without.mean(0)).sum(0))
         return ratio(read), error, folds
 
+    def _explained(self, x: np.ndarray) -> np.ndarray:
+        """Sums of squares of every feature that a readout from x [tokens, d] fitted on the other folds leaves, and that
+        there are, on each fold: float64 [folds, 2, d_sae]."""
+        x, mean = np.ascontiguousarray(x), x.mean(0, dtype=np.float64)
+        folds = [_Fold.of(x[self._fold == number].astype(np.float64) - mean) for number in range(self.folds)]
+        fitted = [_Fold(*(sum(part) - of for part, of in zip(zip(*folds, strict=True), held, strict=True))) for held in folds]
+        inverses = [fit.inverse() for fit in fitted]
+        starts, rows, values = self._columns
+        left = torch.empty(self.folds, self._d_sae, dtype=torch.float64)
+        step = max(1, _TILE // x.shape[1])
+        for first in range(0, self._d_sae, step):
+            some = slice(first, min(first + step, self._d_sae))
+            tile, cross = starts[first : some.stop + 1], np.zeros((self.folds, some.stop - first, x.shape[1]))
+            work = partial(add_products, tile, rows, values, self._fold, x, mean, cross)
+            in_ranges(work, cross.shape[1], int(tile[-1] - tile[0]) * x.shape[1], 4, tile)
+            products, sums = torch.from_numpy(cross), self._sums[:, some]
+            all_of = products.sum(0), sums.sum(0)
+            for fold, (held, fit, inverse) in enumerate(zip(folds, fitted, inverses, strict=True)):
+                f, its = all_of[1] - sums[fold], products[fold]
+                weight = (all_of[0] - its - torch.outer(f, fit.sums) / fit.tokens) @ inverse  # [features, d]
+                bias = (f - weight @ fit.sums) / fit.tokens
+                square = (weight @ held.gram * weight).sum(1) + 2 * bias * (weight @ held.sums) + held.tokens * bias**2
+                left[fold, some] = square - 2 * ((weight * its).sum(1) + bias * sums[fold])
+        squares, sums = self._squares, self._sums.numpy()
+        whole = [square - f**2 / held.tokens for square, f, held in zip(squares, sums, folds, strict=True)]
+        return np.stack([squares + left.numpy(), np.array(whole)], axis=1)
 
-class _Part(NamedTuple):
-    """The features on one fold of the tokens."""
 
-    rows: np.ndarray  # int64, of the tokens
-    features: csc_array  # [d_sae, rows]
-    sums: np.ndarray  # float64 [d_sae]
-    squares: np.ndarray
+class _Fold(NamedTuple):
+    """Sums over the centered vectors y [tokens, d] of a part of the tokens."""
 
+    gram: torch.Tensor  # float64 [d, d]
+    sums: torch.Tensor  # float64 [d]
+    tokens: int
 
-def _part(features: csr_array, rows: np.ndarray) -> _Part:
-    sums, squares = (np.asarray(each.sum(0)).ravel() for each in (features, features.multiply(features)))
-    return _Part(rows, features.T, sums, squares)
+    @classmethod
+    def of(cls, y: np.ndarray) -> _Fold:
+        vectors = torch.from_numpy(y)
+        return cls(vectors.T @ vectors, vectors.sum(0), len(y))
 
-
-def _explained(folds: Sequence[_Part], x: np.ndarray) -> np.ndarray:
-    """Sums of squares of every feature that a readout from x [tokens, d] fitted on the other folds leaves, and that
-    there are, on each fold: float64 [folds, 2, d_sae]."""
-    mean = x.mean(0, dtype=np.float64)
-    parts = []
-    for fold in folds:
-        y = x[fold.rows].astype(np.float64) - mean
-        cross = np.asarray((fold.features @ y).T)
-        parts.append((y.T @ y, cross, y.sum(0), fold.sums, fold.squares, len(y)))
-    whole = [sum(part[place] for part in parts) for place in range(6)]
-    result = []
-    for part in parts:
-        gram, cross, y, f, squares, tokens = (all_of - of for all_of, of in zip(whole, part, strict=True))
-        ridge = _RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
-        centered = gram - np.outer(y, y) / tokens + ridge * np.eye(len(gram))
-        factor = linalg.cho_factor(centered, overwrite_a=True)  # several times as fast as `linalg.solve`, which batches
-        weight = linalg.cho_solve(factor, cross - np.outer(y, f) / tokens)
-        bias = f / tokens - (y / tokens) @ weight
-        gram, cross, y, f, squares, tokens = part
-        fitted = np.einsum("df,df->f", weight, gram @ weight) + 2 * bias * (y @ weight) + tokens * bias**2
-        left = squares - 2 * ((weight * cross).sum(0) + bias * f) + fitted
-        result.append([left, squares - f**2 / tokens])
-    return np.array(result)
+    def inverse(self) -> torch.Tensor:
+        """What turns products with features into the weights of their ridge regressions on the vectors."""
+        ridge = _RIDGE * max(float(self.gram.trace()) / len(self.gram), 1e-30)
+        centered = self.gram - torch.outer(self.sums, self.sums) / self.tokens
+        return torch.cholesky_inverse(torch.linalg.cholesky(centered + ridge * torch.eye(len(self.gram), dtype=torch.float64)))

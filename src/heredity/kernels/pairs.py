@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.pearson import empty_best, insert, listed
+from heredity.kernels.pearson import Best, empty_best, insert, listed, merged
 from heredity.kernels.processors import default_workers
 from heredity.kernels.sparse import Sparse, compiled, in_ranges, starts_of, transpose
 
@@ -162,50 +163,80 @@ def type_means(columns: Sparse, types: np.ndarray, number: int) -> Means:
     return Means(starts_of(np.bincount(feature[first], minlength=by_type.width)), indices[first], totals / counts)
 
 
-def common_r(
-    parent: Means, by_type: Means, d_child: int, least: int, workers: int | None = None
-) -> Iterable[np.ndarray]:
-    """Blocks of rows of the matrix [d_parent, d_child] of Pearson r over the types that both features have.
+class _Common(NamedTuple):
+    """What one thread alone writes."""
 
-    parent: features x types. by_type: the child's types x features. -inf where fewer than `least` types are common, or
-    one feature is constant on them. Values should be near 0: the sums of squares are not centered on common types.
+    sums: np.ndarray  # float64 [d_child, 6]: n, Σx, Σy, Σx², Σy², Σxy over the types in common
+    place: np.ndarray  # int64 [d_child]: where the sums of a child feature are, counted through all parent features
+    touched: np.ndarray  # int32 [d_child]: the child features that the parent feature at hand shares types with
+    child: Best
+
+
+def common_best(
+    parent: Means, by_type: Means, d_child: int, least: int, top: int, workers: int | None = None
+) -> Ranked:
+    """The best partners both ways by Pearson r over the token types that both features have.
+
+    parent: features x types. by_type: the child's types x features. Features with fewer than `least` types in common,
+    and those of which one is constant on them, are no partners. Values should be near 0: the sums of squares are not
+    centered on common types. Raises `ValueError` for a `top` below 1.
     """
-    features, size = len(parent.indptr) - 1, max(1, (1 << 22) // max(1, d_child))
-    reached = starts_of(np.diff(by_type.indptr)[parent.indices])[parent.indptr]
-    for first in range(0, features, size):
-        r = np.empty((min(size, features - first), d_child))
+    if top < 1:
+        raise ValueError(f"top={top} keeps no match; use 1 or more")
+    features, workers = len(parent.indptr) - 1, workers or default_workers()
+    cost = starts_of(np.diff(by_type.indptr)[parent.indices])[parent.indptr] + np.arange(features + 1)
+    best, threads, free = empty_best(features, top), list[_Common](), SimpleQueue[_Common]()
+    for _ in range(workers):
+        room = np.empty((d_child, 6)), np.full(d_child, -1), np.empty(d_child, np.int32)
+        threads.append(_Common(*room, empty_best(d_child, top)))
+        free.put(threads[-1])
 
-        work = partial(_common_rows, first, *parent, *by_type, least, r)
-        cost = reached[first : first + len(r) + 1] + np.arange(len(r) + 1)
-        in_ranges(work, len(r), cost[-1] - cost[0], 8, cost, workers or default_workers())
-        yield r
+    def work(start: int, stop: int) -> None:
+        thread = free.get()
+        _match_common(start, stop, *parent, *by_type, least, best.r, best.match, *thread[:3], *thread.child)
+        free.put(thread)
+
+    in_ranges(work, features, cost[-1], 8, cost, workers)
+    return Ranked(*listed(best), *listed(merged([thread.child for thread in threads])))
 
 
 @compiled()
-def _common_rows(first, starts, types, x, by_type, features, y, least, r, start, stop):
-    sums = np.empty((r.shape[1], 6))
-    for n in range(start, stop):
-        sums[:] = 0.0
-        for k in range(starts[first + n], starts[first + n + 1]):
+def _match_common(
+    start, stop, starts, types, x, by_type, features, y, least, best_r, best, sums, place, touched, child_r, child_best
+):  # fmt: skip
+    """Match the parent features start to stop: each looks only at child features that it shares a type with. Their sums
+    lie side by side, since those of all child features do not stay in the cache."""
+    last, first, n = best_r.shape[1] - 1, place.max() + 1, 0
+    for p in range(start, stop):
+        first, n = first + n, 0
+        for k in range(starts[p], starts[p + 1]):
             a = x[k]
             for m in range(np.uint64(by_type[types[k]]), np.uint64(by_type[types[k] + 1])):
-                total, b = sums[np.uint64(features[m])], y[m]
-                total[0] += 1.0
-                total[1] += a
-                total[2] += b
-                total[3] += a * a
-                total[4] += b * b
-                total[5] += a * b
-        for c in range(len(sums)):
-            r[n, c] = _to_r(sums[c], least)
+                c, b = np.uint64(features[m]), y[m]
+                if place[c] < first:
+                    place[c], touched[n], sums[n] = first + n, features[m], 0.0
+                    n += 1
+                at = np.uint64(place[c] - first)
+                sums[at, 0] += 1.0
+                sums[at, 1] += a
+                sums[at, 2] += b
+                sums[at, 3] += a * a
+                sums[at, 4] += b * b
+                sums[at, 5] += a * b
+        for t in range(n):
+            r, c = _to_r(sums[t]) if sums[t, 0] >= least else -np.inf, touched[t]
+            if r == -np.inf:
+                continue
+            if r >= best_r[p, last]:
+                insert(best_r[p], best[p], r, c)
+            if r >= child_r[c, last]:
+                insert(child_r[c], child_best[c], r, p)
 
 
 @compiled()
-def _to_r(sums, least):
-    """Pearson r from n, Σx, Σy, Σx², Σy², Σxy: -inf for n < `least` or a constant side; exactly 1 or -1 for n = 2."""
+def _to_r(sums):
+    """Pearson r from n, Σx, Σy, Σx², Σy², Σxy: -inf for a constant side; exactly 1 or -1 for n = 2."""
     n, x, y, xx, yy, xy = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    if n < least:
-        return -np.inf
     square, child_square = n * xx - x * x, n * yy - y * y
     if square <= _CONSTANT * n * xx or child_square <= _CONSTANT * n * yy:
         return -np.inf
