@@ -54,6 +54,18 @@ def test_short_lists_give_the_best_assignment_within_them(seed):
     np.testing.assert_array_equal(assigned_r, r[assigned[:, 0], assigned[:, 1]])
 
 
+def test_pairs_that_nothing_contends_for_leave_the_others_their_best_assignment():
+    rng = np.random.default_rng(0)
+    r = rng.uniform(-0.2, 0.5, (300, 320))
+    r[np.arange(200), np.arange(200)] = rng.uniform(0.4, 1, 200)  # some clear pairs, some contended
+    r[250], r[:, 310] = r[3], r[:, 5]  # twins, equal to the bit
+    pairs, found = one_to_one(*lists(r, 320))
+    gain = np.maximum(r, 0)
+    assert found.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-9)
+    np.testing.assert_array_equal(found, r[pairs[:, 0], pairs[:, 1]])
+    assert (np.diff(pairs[:, 0]) > 0).all() and len(set(pairs[:, 1].tolist())) == len(pairs)
+
+
 def test_candidates_are_the_pairs_of_either_list():
     parent, child = np.array([[1, -1], [0, 2]]), np.array([[1], [0], [0]])
     assert candidates(parent, child).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2]]

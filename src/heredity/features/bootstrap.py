@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -211,13 +212,8 @@ def _resampled(
         for at, noise in enumerate((1.0, *_LEVELS)):
             center = np.ascontiguousarray((z + noise * bias).T)
             above = np.empty((resamples, len(cuts)), np.int64)
-
-            def count(first: int, last: int) -> np.ndarray:
-                of_features = np.zeros((len(cuts), moved.shape[2]), np.int32)
-                count_above(center, moved, np.sqrt(noise), cuts, above, of_features, first, last)  # noqa: B023
-                return of_features
-
-            of_features = sum(in_ranges(count, resamples, moved.size))
+            count = partial(count_above, center, moved, np.sqrt(noise), cuts, above)
+            of_features = np.sum(in_ranges(count, resamples, moved.size), axis=0)
             if at:
                 noisy[at - 1] += above.sum(0) / resamples
             else:

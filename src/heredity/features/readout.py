@@ -6,6 +6,7 @@ features of several tokens that a model has come to confuse all move it the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _FOLDS = 8
 _RIDGE = 1e-3  # of the mean variance of the activations
 _LEAST_READ = 0.02  # R² in its own model below which nothing can be said of a feature
 _TILE = 1 << 17  # numbers of one fold's products of some features, so that they stay in the cache
+_LEAST_TILE = 256  # features, so that wide products are not made of narrow ones
 
 
 class Readout:
@@ -60,11 +62,11 @@ class Readout:
         there are, on each fold: float64 [folds, 2, d_sae]."""
         x, mean = np.ascontiguousarray(x), x.mean(0, dtype=np.float64)
         folds = [_Fold.of(x[self._fold == number].astype(np.float64) - mean) for number in range(self.folds)]
-        fitted = [_Fold(*(sum(part) - of for part, of in zip(zip(*folds, strict=True), held, strict=True))) for held in folds]
+        fitted = [_Fold.of_others(folds, number) for number in range(self.folds)]
         inverses = [fit.inverse() for fit in fitted]
         starts, rows, values = self._columns
         left = torch.empty(self.folds, self._d_sae, dtype=torch.float64)
-        step = max(1, _TILE // x.shape[1])
+        step = max(_LEAST_TILE, _TILE // x.shape[1])
         for first in range(0, self._d_sae, step):
             some = slice(first, min(first + step, self._d_sae))
             tile, cross = starts[first : some.stop + 1], np.zeros((self.folds, some.stop - first, x.shape[1]))
@@ -95,8 +97,16 @@ class _Fold(NamedTuple):
         vectors = torch.from_numpy(y)
         return cls(vectors.T @ vectors, vectors.sum(0), len(y))
 
+    @classmethod
+    def of_others(cls, folds: Sequence[_Fold], but: int) -> _Fold:
+        """The sums of all folds but one."""
+        others = [fold for number, fold in enumerate(folds) if number != but]
+        gram, sums = (torch.stack([getattr(fold, name) for fold in others]).sum(0) for name in ("gram", "sums"))
+        return cls(gram, sums, sum(fold.tokens for fold in others))
+
     def inverse(self) -> torch.Tensor:
         """What turns products with features into the weights of their ridge regressions on the vectors."""
         ridge = _RIDGE * max(float(self.gram.trace()) / len(self.gram), 1e-30)
         centered = self.gram - torch.outer(self.sums, self.sums) / self.tokens
-        return torch.cholesky_inverse(torch.linalg.cholesky(centered + ridge * torch.eye(len(self.gram), dtype=torch.float64)))
+        centered.diagonal().add_(ridge)
+        return torch.cholesky_inverse(torch.linalg.cholesky(centered))

@@ -25,14 +25,14 @@ def add_products(starts, rows, values, group, x, mean, products, first, last):
 
 
 @compiled()
-def count_above(center, moved, scale, cuts, by_resample, by_feature, first, last):
+def count_above(center, moved, scale, cuts, by_resample, first, last):
     """Of resamples first to last, count features whose largest `center + scale * moved` exceeds each of the cuts.
 
     center: float64 [top, features]; moved: float64 [top, resamples, features]. by_resample: int64 [resamples, cuts],
-    written. by_feature: int32 [cuts, features], added to.
+    written: features. Returns the resamples, int32 [cuts, features].
     """
     top, _, features = moved.shape
-    best = np.empty(features)
+    best, by_feature = np.empty(features), np.zeros((len(cuts), features), np.int32)
     for b in range(first, last):
         for j in range(features):
             best[j] = center[0, j] + scale * moved[0, b, j]
@@ -46,3 +46,4 @@ def count_above(center, moved, scale, cuts, by_resample, by_feature, first, last
                 by_feature[n, j] += above
                 count += above
             by_resample[b, n] = count
+    return by_feature
