@@ -124,9 +124,7 @@ def _parts(columns: Sparse, part_columns: Sparse, pairs: np.ndarray, cover: np.n
     """The wholes that split, among the candidate pairs (whole, part); cover: share of the whole."""
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, cover, cosine = pairs[order], cover[order], cosine[order]
-    (whole, part), added = np.ascontiguousarray(pairs.T), np.zeros(len(pairs))
-    groups = np.flatnonzero(np.diff(whole, prepend=-1, append=-1))
-    greedy_cover(groups, whole, part, *columns[:3], *part_columns[:2], cover, _LEAST, _MOSTLY, added)
+    whole, added = pairs[:, 0], greedy_cover(columns, part_columns, pairs, cover, _LEAST, _MOSTLY)
     split = (np.bincount(whole, added > 0) >= 2) & (np.bincount(whole, added) > _MOSTLY)
     kept = np.flatnonzero((added > 0) & split[whole])
     kept = kept[np.lexsort((-added[kept], whole[kept]))]

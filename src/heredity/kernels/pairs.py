@@ -59,15 +59,32 @@ def _add_common(pairs, starts, rows, values, child_starts, child_rows, child_val
             b += child_row <= row
 
 
-@compiled()
-def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_rows, cover, least, mostly, added):
-    """Parts that cover a whole between them, the largest first, for each group of candidate pairs (whole, part).
+def greedy_cover(
+    wholes: Sparse, parts: Sparse, pairs: np.ndarray, cover: np.ndarray, least: float, mostly: float
+) -> np.ndarray:
+    """Parts that cover a whole between them, the largest first: what each adds, as a share of the whole, float64 [n]; 0
+    for parts that are not taken.
 
-    groups: [n + 1], where the pairs of each whole start. cover: share of the whole's squared activation on the rows of
-    a part, which is taken when it adds `least` or more of the whole, and more than `mostly` of its cover. added:
-    float64 [pairs], receives the addition of each part as a share of the whole; 0 for parts not taken.
+    wholes, parts: by features with rising rows (`sparse.transpose`). pairs: int [n, 2] of (whole, part), by rising
+    whole. cover: float64 [n], share of the whole's squared activation on the rows of the part, which is taken when it
+    adds `least` or more of the whole, and more than `mostly` of its cover.
     """
-    for g in range(len(groups) - 1):
+    (whole, part), added = np.ascontiguousarray(pairs.T), np.zeros(len(pairs))
+    if not len(pairs):
+        return added
+    groups = np.flatnonzero(np.diff(whole, prepend=-1, append=-1))
+    reached = starts_of(np.diff(wholes.indptr)[whole] + np.diff(parts.indptr)[part])[groups]
+    work = partial(_cover_greedily, groups, whole, part, *wholes[:3], *parts[:2], cover, least, mostly, added)
+    in_ranges(work, len(groups) - 1, int(reached[-1]), 8, reached)
+    return added
+
+
+@compiled()
+def _cover_greedily(
+    groups, whole, part, starts, rows, values, part_starts, part_rows, cover, least, mostly, added, start, stop
+):  # fmt: skip
+    """groups: [n + 1], where the pairs of each whole start."""
+    for g in range(start, stop):
         first, last = starts[whole[groups[g]]], starts[whole[groups[g]] + 1]
         left = np.square(values[first:last].astype(np.float64))
         total = left.sum()
