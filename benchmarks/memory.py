@@ -1,6 +1,6 @@
 """Does an SAE of 65,536 features train on a layer of a 2B-parameter model within 24 GiB? A few steps of it, measured.
 
-    python benchmarks/memory.py [--features 65536] [--steps 20]
+    python benchmarks/memory.py [--features 65536] [--steps 4]
 
 The model has random weights and the shape of a decoder of 26 blocks of width 2,304; it is read up to the middle, as a
 study reads it, and the SAE trains on what is read, as a study trains it. Beside the peak: what the parts must take.
