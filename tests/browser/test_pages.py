@@ -243,7 +243,7 @@ TEXTS = """main => {
 
 def test_a_verdict_has_one_color_wherever_it_is_a_series(visit, home):
     there = visit(home, "#/lost")
-    bars = there.main.locator("#table-newness svg [aria-label=bar] > *")
+    bars = there.main.locator("#table-newness svg [aria-label=bar] [fill]")
     names = there.main.locator("#table-newness svg").first.locator("text").all_text_contents()
     assert "inherited" in names and bars.count()
     assert "var(--v-kept)" in {bar.get_attribute("fill") for bar in bars.all()}
