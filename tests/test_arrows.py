@@ -53,7 +53,7 @@ HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 
 # Questions to a run get it as an argument: they name its type, and the run calls them.
-ASK = ("query", "explain_on_demand", "feature_columns", "inspector", "notes", "trial")
+ASK = ("query", "explain_on_demand", "asked", "feature_columns", "inspector", "notes", "raters", "trial")
 TYPED = {(f"analyses.{name}", "results") for name in ASK}
 
 

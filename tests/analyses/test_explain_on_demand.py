@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from heredity.analyses.explain_on_demand import Ask, Which, estimate, explain
+from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import named
 from heredity.analyses.sample import MIN_FIRINGS
 
@@ -131,6 +133,53 @@ def test_faults_of_an_endpoint_are_reported_and_lose_nothing(lineage, often, tmp
         assert first["complete"] and set(server.paid.values()) == {1} and again["ledger"]["cached"] > 0
     rows = rows_in(lineage.run.folder / "explanations" / "odd")
     assert [row["description"] for row in rows] == ["half ? of it"] * 2
+
+
+def test_what_was_asked_is_read_back_with_what_it_predicts(lineage, often):
+    run, feature = lineage.run, often[0]
+    folder, inspector = run.folder / "explanations" / "audited", Inspector(run)
+
+    def sometimes(path: str, body: dict[str, Any]) -> Any:
+        reply = reader(path, body)
+        return chat("no") if "marks" in str(data_of(body)) else reply
+
+    try:
+        with serving(sometimes) as server:
+            explain(run, {"base": [feature]}, Ask(model="audited", base_url=server.url, prices=(1, 2)), None)
+            count = len(server.bodies)
+            place = [one["folder"] for one in inspector.said("base", feature)].index("audited")
+            said, asked = inspector.said("base", feature)[place], inspector.asked("base", feature)[place]
+            assert len(server.bodies) == count, "nothing is asked anew"
+        (row,) = rows_in(folder)
+        assert (said["description"], said["by"]) == (row["description"], "audited")
+        assert said["simulation"] == row["simulation"] and said["fuzzing"] is None, "no score without an answer"
+        assert inspector.shown("base", feature)["said"] == inspector.said("base", feature)
+        assert len(asked["requests"]) == count and asked["others"] == 0
+        assert (
+            sum(one["cost"] for one in asked["requests"]) == pytest.approx(row["cost"]) == pytest.approx(said["cost"])
+        )
+        kinds = Counter(one["question"] for one in asked["requests"])
+        assert kinds["explain"] == 1 and {"simulate", "detect", "fuzz", "intruder"} < set(kinds)
+        assert {one["question"] for one in asked["requests"] if one["failure"]} == {"fuzz"}
+        token = row["description"][4:-1]
+        highest = run.acts("base").of(feature)[1].max()
+        for one in asked["audit"]:
+            assert [value > 0 for value in one["predicted"]] == [own == token for own in one["tokens"]]
+            assert max(one["values"]) <= highest * (1 + 1e-3)
+        assert asked["audit"] and any(max(one["values"]) > 0.9 * highest for one in asked["audit"])
+        # the same number in other SAEs is another feature, of which nothing was said; nor was of other features
+        assert Inspector(run, "independent").said("base", feature) == []
+        assert "audited" not in [one["folder"] for one in inspector.said("base", often[3])]
+        # what a second run asked about other SAEs, or about words given up, is counted and not shown as about these
+        with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+            ledger.execute("UPDATE answers SET prompt = prompt || ' ' WHERE question = 'intruder'")
+        again = inspector.asked("base", feature)[place]
+        assert again["others"] == kinds["intruder"] and len(again["requests"]) == count - kinds["intruder"]
+        (folder / "explanations.parquet").write_text("no table")
+        with pytest.raises(ValueError, match=r"explanations.parquet: cannot be read"):
+            inspector.said("base", feature)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_later_call_adds_to_the_table(lineage, often, tmp_path):

@@ -28,15 +28,22 @@ HITS = {
     "stories": {"lua": 0.4 * SHARE, "stories": SHARE},
     "both": {"lua": 0.8 * SHARE, "stories": 0.3 * SHARE},
 }
-SETTINGS = merges.AccuracySettings("both", ("lua", "stories"), "base", ("lua", "stories"), dict.fromkeys(HITS, 32), 0)
+SWEPT = {"lua": ("lua",), "stories": ("stories", "lua")}
+SETTINGS = merges.AccuracySettings(
+    "both", ("lua", "stories"), "base", ("lua", "stories"), dict.fromkeys(HITS, 32), SWEPT, 0
+)
 
 
-def beside(folder: Path, settings: merges.AccuracySettings) -> list[dict[str, Any]]:
+def measured(folder: Path, settings: merges.AccuracySettings) -> dict[str, list[dict[str, Any]]]:
     made = {name: artifact(folder / name) for name in HITS}
     for name, hits in HITS.items():
         save_file(hits, folder / name / "hits.safetensors")
-    rows = merges.ACCURACY.run(work_of(folder / "work", {"quality": made}), settings)["merge_accuracy"]
-    return merges.MERGE_ACCURACY.check(rows, model="both").to_pylist()
+    found = merges.ACCURACY.run(work_of(folder / "work", {"quality": made}), settings)
+    return {table.name: table.check(found[table.name], model="both").to_pylist() for table in merges.ACCURACY.tables}
+
+
+def beside(folder: Path, settings: merges.AccuracySettings) -> list[dict[str, Any]]:
+    return measured(folder, settings)["merge_accuracy"]
 
 
 def test_a_merge_is_held_against_the_best_parent_of_each_corpus_and_against_the_base(tmp_path):
@@ -60,6 +67,26 @@ def test_a_merge_is_held_against_the_best_parent_of_each_corpus_and_against_the_
     apart = beside(tmp_path, SETTINGS._replace(context_sizes=SETTINGS.context_sizes | {"lua": 64}))
     low, high = (next(row for row in apart if row["reference"] == "lua")[f"relative_{end}"] for end in ("low", "high"))
     assert low < -0.2 < high and high - low > 0.02, "other blocks vary by themselves"
+
+
+def test_the_base_stands_beside_the_curves_of_a_merge_on_the_same_text(tmp_path, lineage):
+    rows = {row["parent"]: row for row in measured(tmp_path, SETTINGS)["merge_bases"]}
+    pooled = {parent: np.mean([HITS["base"][corpus] for corpus in corpora]) for parent, corpora in SWEPT.items()}
+    assert {parent: row["accuracy"] for parent, row in rows.items()} == pytest.approx(pooled)
+    assert all(
+        row["base"] == "base" and row["accuracy_low"] < row["accuracy"] < row["accuracy_high"] for row in rows.values()
+    )
+    assert measured(tmp_path / "none", SETTINGS._replace(swept={}))["merge_bases"] == []
+    # in a run, a model is measured as the merge is along t: of the parents both are known
+    ends = {(row["parent"], row["t"]): row["accuracy"] for row in lineage.rows("sweeps", model="both")}
+    (merge,) = lineage.rows("merges", model="both")
+    alone = {(row["model"], row["corpus"]): row["accuracy"] for row in lineage.rows("accuracy")}
+    for base in lineage.rows("merge_bases", model="both"):
+        corpora = lineage.run.study.own_corpora(base["parent"])
+        assert base["accuracy"] == pytest.approx(np.mean([alone[base["base"], corpus] for corpus in corpora]))
+        for t, model in ((0.0, merge["first"]), (1.0, merge["second"])):
+            same = np.mean([alone[model, corpus] for corpus in corpora])
+            assert ends[base["parent"], t] == pytest.approx(same), "the same blocks and arithmetic"
 
 
 def test_a_merge_that_is_worse_than_its_base_on_its_parents_text_is_noted(tmp_path):

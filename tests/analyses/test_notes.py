@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from heredity.analyses import notes
+from heredity.analyses import notes, raters
 from heredity.analyses.inspector import Inspector
 from heredity.results import Run, open
 from tiny import command
@@ -126,3 +126,56 @@ def test_the_command_writes_lists_exchanges_and_removes(lineage, run, tmp_path):
         (("nowhere/1", "x"), "no model of study s"),
     ):
         assert message in ask(*words, code=2)
+
+
+def test_agreement_is_counted_over_the_features_that_both_have_tagged(run):
+    given = {
+        "ada": {1: "code", 2: "code", 3: "code", 4: "prose", 5: "prose", 6: "code"},
+        "bob": {1: "code", 2: "code", 3: "prose", 4: "prose", 5: "prose", 7: "code"},
+    }
+    for by, tags in given.items():
+        for feature, tag in tags.items():
+            note(run, feature, None, tag, by=by)
+    note(run, 1, "words without a tag", by="cleo")
+    note(run, 2, None, "code")  # by nobody
+    made = raters.compared(run)
+    rows = {row["tag"]: row for row in made.rows}
+    assert {(row["first"], row["second"], row["features"]) for row in made.rows} == {("ada", "bob", 5)}
+    code = rows["code"]
+    assert (code["both"], code["first_only"], code["second_only"], code["agreement"]) == (2, 1, 0, 0.8)
+    by_chance = (3 * 2 + 2 * 3) / 25
+    assert code["kappa"] == pytest.approx((0.8 - by_chance) / (1 - by_chance)) == rows["prose"]["kappa"]
+    assert code["kappa_low"] < 0 < code["kappa"] < code["kappa_high"] <= 1, "five features say little"
+    place = run.item() | {"model": "base", "feature": 3}
+    assert made.apart == [
+        place | {"tag": "code", "by": "ada", "beside": "bob"},
+        place | {"tag": "prose", "by": "bob", "beside": "ada"},
+    ]
+
+
+def test_agreement_of_all_is_no_certainty_and_one_call_has_no_kappa(run):
+    for feature in range(1, 9):
+        for by in ("ada", "bob"):
+            note(run, feature, None, "all", *(["some"] if feature % 2 else []), by=by)
+    rows = {row["tag"]: row for row in raters.compared(run).rows}
+    assert rows["all"]["agreement"] == 1 and rows["all"]["kappa"] is rows["all"]["kappa_low"] is None
+    some = rows["some"]
+    assert some["kappa"] == some["kappa_high"] == 1 and 0.2 < some["kappa_low"] < 0.9
+    assert raters.compared(run).apart == []
+
+
+def test_notes_on_an_sae_of_before_are_compared_with_none(run):
+    made = [note(run, 3, None, "code", by=by) for by in ("ada", "bob")]
+    assert len(raters.compared(run).rows) == 1
+    notes.write_csv([made[0], made[1]._replace(sae="0" * 12)], run.folder / "notes" / "notes.csv")
+    assert raters.compared(run) == raters.Compared([], [])
+
+
+def test_the_command_shows_the_agreement_below_all_notes(lineage, run):
+    ask = ("note", lineage.path, "--runs", run.folder.parent)
+    for by in ("ada", "bob"):
+        note(run, 3, None, "code", by=by)
+    assert json.loads(command(*ask, "--json").stdout)["raters"] == raters.compared(run).rows
+    text = command(*ask).stdout
+    assert "How far people agree on tags" in text and "ada" in text and "code" in text
+    assert json.loads(command(*ask, "base/3", "more", "--by", "ada", "--json").stdout)["raters"] == []

@@ -86,7 +86,16 @@ def _columns() -> dict[str, Any]:
                 ]
                 for key, rows in columns["audits"].items()
             }
+            columns["said"] = {key: _said() for key in columns["said"]}
     return found
+
+
+def _said() -> list[dict[str, Any]]:
+    """What language models of these names say."""
+    scores = dict.fromkeys(("simulation", "detection", "fuzzing", "intruder"), 0.5)
+    own = {"failure": "", "carried": True, "re_explained": False, "origin_feature": 1, "cost": 1e-5, **scores}
+    names = [own | {"folder": f"{at}", "by": one, "origin_model": one} for at, one in enumerate(TOKENS)]
+    return [one | {"description": token} for one, token in zip(names, TOKENS[::-1], strict=True)]
 
 
 def _poisoned(value: Any, at: int = 0) -> Any:
@@ -214,9 +223,10 @@ def test_an_address_of_hostile_text_is_a_choice_and_no_more(visit, homes):
     there.drawn()
 
 
-def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
+def test_a_server_of_hostile_answers_runs_none_of_them(visit, data, monkeypatch):
     """The same text in answers to the page, and in refusals."""
     pytest.importorskip("fastapi")
+    from heredity.analyses.raters import Compared
     from heredity.serve.app import create_app
     from heredity.serve.guard import hosts_of
 
@@ -251,7 +261,23 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
             "silent": [example],
             "audit": [example | {"predicted": example["values"]}],
         }
-        return known | {"notes": [{"text": token, "by": token, "tags": [token]} for token in TOKENS]}
+        return known | {"notes": [{"text": token, "by": token, "tags": [token]} for token in TOKENS], "said": _said()}
+
+    def asked(*_: Any) -> list[dict[str, Any]]:
+        none = {"tokens_in": 1, "tokens_out": None, "cost": 0.0, "seconds": 0.1, "attempts": 2, "time": TOKENS[3]}
+        own = {"feature": TOKENS[0], "question": TOKENS[1], "provider": TOKENS[4], "model": TOKENS[5], "echoed": 0}
+        texts = [{"prompt": token, "answer": token, "failure": token, "detail": token} for token in TOKENS]
+        audit = [example | {"predicted": example["values"]}]
+        return [{"requests": [own | none | one for one in texts], "others": 2, "audit": audit} for _ in TOKENS]
+
+    at = {"instrument": "joint", "site": site, "model": TOKENS[3], "feature": 1}
+    notes = [at | {"by": one, "text": one, "tags": f"{one} {one}x", "current": True} for one in TOKENS]
+    agreed = {"features": 5, "both": 1, "first_only": 1, "second_only": 1, "agreement": 0.6, "kappa": -0.1}
+    ends = {"instrument": "joint", "site": site, "kappa_low": -0.5, "kappa_high": 0.4}
+    rows = [{**ends, **agreed, "first": one, "second": one, "tag": one} for one in TOKENS]
+    apart = [at | {"tag": one, "by": one, "beside": one} for one in TOKENS]
+    for name, answer in (("read_notes", []), ("rows_of_notes", notes), ("compared", Compared(rows, apart))):
+        monkeypatch.setattr(f"heredity.serve.app.{name}", lambda *_, answer=answer: answer)
 
     def tried(text: str, instrument: Any) -> dict[str, Any]:
         members = [one | {"values": [1.0] * len(TOKENS), "strength": 0.5} for one in family]
@@ -265,7 +291,9 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
             columns=lambda instrument, site: packed(columns[instrument][site]),
         ),
         warm=lambda: None,
+        run=None,
         feature=feature,
+        asked=asked,
         logits=lambda *asked: {"promoted": words, "suppressed": words, "no_logits": ""},
         tried=tried,
         family=lambda *asked: {
@@ -281,6 +309,15 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
         assert RUN in shown
         there.main.get_by_role("button", name="ask its model").click()
         there.expect(there.main.get_by_role("table", name="Tokens it makes likelier")).to_be_visible()
+        there.main.get_by_role("button", name="show prompts and answers").click()
+        said = there.main.locator(".said").first
+        for folds in (said.locator(":scope > details > summary"), said.locator("details details > summary")):
+            there.expect(folds.first).to_be_visible()
+            for folded in folds.all():
+                folded.click()
+        there.expect(said.get_by_role("region", name="Answer")).to_have_count(len(TOKENS))
+        there.expect(said.get_by_role("region", name="Answer").first).to_contain_text(RUN)
+        _held(there)
         there.go("#/try")
         there.main.get_by_label("Your text").fill(TOKENS[0])
         there.page.keyboard.press("Control+Enter")

@@ -164,3 +164,116 @@ def test_what_is_not_there_is_said(visit, home):
     there.expect(there.main.locator("h1")).to_have_text("s")
     if home.startswith("http"):  # a refusal of the server is logged by the browser itself
         there.logged = [line for line in there.logged if "404" not in line]
+
+
+def test_the_curves_of_a_merge_stand_beside_its_parents_and_base(visit, home, lineage):
+    there = visit(home, "#/merge")
+    figure = there.main.get_by_role("figure", name="Accuracy of merges of sums and stories along t")
+    names = figure.locator("svg text").all_text_contents()
+    assert [names.count(name) for name in ("sums", "stories", "base")] == [2, 2, 2], "each on the text of both parents"
+    assert {"on sums text", "on stories text"} < set(names)
+    (merge,) = lineage.rows("merges", model="both")
+    ring = figure.locator("svg circle[r='5.5'], svg [aria-label=dot] [stroke-width='1.8']")
+    assert bool(ring.count()) == bool(merge["crossed"])
+    for row in lineage.rows("merge_bases", model="both"):
+        assert f"{100 * row['accuracy']:.0f} %" in there.text() or f"{100 * row['accuracy']:.1f} %" in there.text()
+
+
+def test_merges_of_the_same_parents_are_shown_along_t(visit, examples, tmp_path):
+    tables = dict(examples["tables"])
+    merge = {"method": "slerp", "first": "sums", "second": "stories", "crossed": None, "weights": None}
+    tables["merges"] = _rows(
+        tables["merges"], [{**merge, "model": name, "t": t} for name, t in (("both", 0.5), ("near", 0.2))]
+    )
+    edges = [{"edge": f"{parent}->near", "kept_share": 0.7} for parent in ("sums", "stories")]
+    verdicts = tables["verdicts"]
+    judged = {"instrument": "joint", "text": "common", "end": "parent", "stable": 100, "kept": 70, "lost": 5}
+    whole = [{name: verdicts["values"][name][at] for name in verdicts["values"]} for at in range(verdicts["rows"])]
+    tables["verdicts"] = _rows(verdicts, [*whole, *({**whole[0], **judged, **edge} for edge in edges)])
+    there = visit(written(examples | {"tables": tables}, tmp_path), "#/merge")
+    there.sees("Features kept along t")
+    figure = there.main.get_by_role("figure", name="Features of sums and stories that their merges keep, along t")
+    there.expect(figure.locator("svg circle")).to_have_count(4)  # two parents at two t
+    (alone, *_) = examples["tables"]["merges"]["values"]["model"]
+    tables["merges"] = _rows(tables["merges"], [{**merge, "model": alone, "t": 0.5}])
+    there = visit(written(examples | {"tables": tables}, tmp_path, "one"), "#/merge")
+    assert "Features kept along t" not in there.text()
+
+
+def _rows(table, rows):
+    """A table of the page with other rows."""
+    values = {name: [row.get(name) for row in rows] for name in table["values"]}
+    return table | {"rows": len(rows), "values": values, "text": {}}
+
+
+def test_numbers_have_one_minus(visit, examples, tmp_path):
+    """U+2212, in words, in tables and in pictures; what a corpus or a person wrote stays as it is."""
+    text = {
+        name: {
+            column["name"]: [re.sub(r"(^|\[)(?=\d)", r"\1-", cell) for cell in table["text"][column["name"]]]
+            for column in table["columns"]
+            if column["kind"] not in ("text", "feature", "flag") and column["name"] in table["text"]
+        }
+        for name, table in examples["tables"].items()
+    }
+    tables = {name: table | {"text": table["text"] | text[name]} for name, table in examples["tables"].items()}
+    said = [one | {"text": f"It is -3.1 points (95 % CI -4 to -2). {one['text']}"} for one in examples["statements"]]
+    there = visit(written(examples | {"tables": tables, "statements": said}, tmp_path))
+    seen = 0
+    for address in [
+        *(address for _, address in there.pages()),
+        *(f"#/results?part={one['kind']}" for one in examples["sections"]),
+    ]:
+        there.go(address)
+        for text in there.main.evaluate(TEXTS):
+            assert not re.search(r"(^|[\s(\[])-\d", text), (address, text)
+            seen += "\u2212" in text
+    assert seen > 200
+
+
+TEXTS = """main => {
+  const [walker, found] = [document.createTreeWalker(main, NodeFilter.SHOW_TEXT), []];
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    if (!text.parentElement.closest('pre, code, title, style, .line')) found.push(text.data);
+  }
+  return found;
+}"""
+
+
+def test_a_verdict_has_one_color_wherever_it_is_a_series(visit, home):
+    there = visit(home, "#/lost")
+    bars = there.main.locator("#table-newness svg [aria-label=bar] [fill]")
+    names = there.main.locator("#table-newness svg").first.locator("text").all_text_contents()
+    assert "inherited" in names and bars.count()
+    assert "var(--v-kept)" in {bar.get_attribute("fill") for bar in bars.all()}
+
+
+def test_headings_stand_above_their_columns(visit, home):
+    there = visit(home, "#/features")
+    rows = [there.main.locator(f"{name} .row").first for name in (".head", ".body")]
+    head, body = ([cell.bounding_box()["x"] for cell in row.locator(":scope > div").all()] for row in rows)
+    assert head == pytest.approx(body, abs=0.5)
+
+
+def test_words_and_pictures_stay_within_a_phone(visit, home):
+    there = visit(home, viewport={"width": 390, "height": 844})
+    for address in ("#/", "#/flow", "#/merge"):
+        there.go(address)
+        out = there.main.evaluate(OUTSIDE)
+        assert out == [], address
+    there.go("#/")
+    captions = there.main.locator("figure svg .words").all_text_contents()
+    assert captions and not any("\u2026" in one for one in captions)
+    made = " ".join(captions)
+    assert "trained from scratch" in made and "slerp" in made
+
+
+OUTSIDE = """main => {
+  const [style, box] = [getComputedStyle(main), main.getBoundingClientRect()];
+  const [left, right] = [box.left + parseFloat(style.paddingLeft), box.right - parseFloat(style.paddingRight)];
+  const texts = [...main.querySelectorAll('figure svg text')].filter((one) => !one.closest('.scroll'));
+  const places = texts.map((one) => [one.textContent, one.getBoundingClientRect()]);
+  const out = places.filter(([, own]) => own.width && (own.left < left - 0.5 || own.right > right + 0.5));
+  return out.map(([text, own]) => `${text}: ${own.left} to ${own.right}`);
+}"""

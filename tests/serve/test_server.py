@@ -23,8 +23,10 @@ import pytest
 
 from heredity.analyses import Pipeline
 from heredity.analyses import notes as kept
+from heredity.analyses.explain_on_demand import Ask, explain
 from heredity.analyses.feature_columns import feature_columns
 from heredity.analyses.inspector import Inspector
+from heredity.analyses.raters import RATERS, compared
 from heredity.errors import install
 from heredity.neuronpedia import export_neuronpedia
 from heredity.results import Run, open
@@ -34,6 +36,9 @@ from heredity.show import page
 from heredity.study import Study
 from show.runs import EVIL, data_of, run_of
 from tiny import command, study_values
+
+from explain.server import Reply, chat, knowing, serving  # isort: skip - a folder of the tests
+from explain.server import data_of as data_of_prompt  # isort: skip
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
@@ -180,6 +185,38 @@ def test_a_family_is_the_feature_in_every_model_with_what_correlates_and_what_ca
     other = get(client, "/api/family", id="base/5", instrument="independent")
     assert other["members"] != found["members"]
     assert "128 features" in get(client, "/api/family", 404, id="base/128")["error"]
+
+
+def test_what_models_were_asked_and_how_people_agree_is_answered(client, run, monkeypatch):
+    key, feature = "sk-secret-0123456789", int(run.acts("base").firings().argmax())
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    def leaking(path: str, body: dict[str, Any]) -> Reply:
+        return chat(f"{key} is the key") if "marks" in str(data_of_prompt(body)) else knowing(path, body)
+
+    with serving(leaking) as server:
+        explain(run, {"base": [feature]}, Ask(model="m", base_url=server.url), None)
+    answer = client.get("/api/asked", params={"id": f"base/{feature}"})
+    (asked,) = answer.json()
+    assert [asked] == json.loads(json.dumps(Inspector(run).asked("base", feature)))
+    assert {one["question"] for one in asked["requests"]} >= {"explain", "simulate", "detect", "fuzz"} and asked[
+        "audit"
+    ]
+    (told,) = (one for one in asked["requests"] if one["failure"])
+    assert told["answer"] == "(key) is the key" and key not in answer.text, "which the ledger does not hold either"
+    assert all(header["authorization"] == f"Bearer {key}" for header in server.headers)
+    assert get(client, "/api/feature", id=f"base/{feature}")["said"][0]["by"] == "m"
+    assert get(client, "/api/asked", id="base/1") == [] or feature == 1
+    assert "128 features" in get(client, "/api/asked", 404, id="base/128")["error"]
+    (run.folder / "explanations" / "m" / "ledger.sqlite").write_bytes(b"x" * 4096)
+    assert "ledger.sqlite: cannot be read" in get(client, "/api/asked", 404, id=f"base/{feature}")["error"]
+    assert get(client, "/api/raters") == {"table": page.table_data(RATERS, []), "apart": []}
+    for by, tag in (("ada", "code"), ("bob", "prose")):
+        kept.write_note(run, run.item(), "base", 9, None, [tag], by)
+    found = get(client, "/api/raters")
+    assert found["table"]["values"]["tag"] == ["code", "prose"] and found["apart"] == compared(run).apart
+    shutil.rmtree(run.folder / "notes")
+    shutil.rmtree(run.folder / "explanations" / "m")
 
 
 def test_a_table_comes_whole_as_parquet(client, run, explorer):

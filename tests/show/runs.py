@@ -163,6 +163,9 @@ def columns(text: str = " =") -> dict[str, Any]:
     places = [{**one, "threshold": 0.5, "ends": {"parent": end, "child": end}} for one in made]
     chain = {"r": r, "own": [0, 0, 0, 0, 1, 1, 1, 1]}
     audit = {"corpus": "code", "tokens": ["x", text, "1"], "position": 1, "values": [0, 1.5, 0], "predicted": [0, 1, 0]}
+    said = {"folder": "m", "by": "m", "description": text, "failure": "", "carried": False, "re_explained": False}
+    said |= {"origin_model": "base", "origin_feature": 1, "simulation": 0.4, "detection": None, "fuzzing": None}
+    said |= {"intruder": None, "cost": 0.004}
     return {
         "tokens": [text, "y"],
         "classes": ["punctuation"],
@@ -174,6 +177,7 @@ def columns(text: str = " =") -> dict[str, Any]:
         "edges": places,
         "chains": {"both": {"sums": chain, "stories": chain}},
         "audits": {"base/1": [audit]},
+        "said": {"base/1": [said]},
     }
 
 

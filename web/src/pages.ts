@@ -9,6 +9,7 @@ import Flow from "./pages/Flow.svelte";
 import Layers from "./pages/Layers.svelte";
 import Lost from "./pages/Lost.svelte";
 import Merge from "./pages/Merge.svelte";
+import Notes from "./pages/Notes.svelte";
 import Overview from "./pages/Overview.svelte";
 import Provenance from "./pages/Provenance.svelte";
 import Quality from "./pages/Quality.svelte";
@@ -38,6 +39,7 @@ export const PAGES: Page[] = [
   { id: "layers", title: "Layers", component: Layers, shows: hasLayers },
   { id: "merge", title: "Merge", component: Merge, shows: hasMerge },
   { id: "stitch", title: "Stitch", component: Stitch, shows: hasStitch },
+  { id: "notes", title: "Notes", component: Notes, shows: DATA.served && hasFeatures },
   { id: "try", title: "Try your own text", component: Try, shows: DATA.served && hasFeatures },
   { id: "quality", title: "Quality", component: Quality, shows: hasQuality },
   { id: "results", title: "All results", component: Results, shows: DATA.sections.length > 0 },

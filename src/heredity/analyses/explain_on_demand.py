@@ -28,6 +28,7 @@ from heredity.features.correlate import Matches
 if TYPE_CHECKING:
     from heredity.results import Run
 
+FOLDER, TABLE, LEDGER = "explanations", "explanations.parquet", "ledger.sqlite"  # beside a run
 Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
 """The study's own choice, all that persist along an edge, all that fire often enough, or features by model."""
 
@@ -88,7 +89,7 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
         "complete": paid is None or not (paid.reasons or failed),
     }
     out.mkdir(parents=True, exist_ok=True)
-    _add(table, out / "explanations.parquet")
+    _add(table, out / TABLE)
     write_json(out / "explained.json", result)
     examples = []
     for row in table.slice(0, 10).to_pylist():
@@ -169,7 +170,7 @@ def _prepared(run: Run, which: Which, ask: Ask) -> tuple[Asking, dict[str, list[
 def _folder(run: Run, ask: Ask) -> Path:
     name = ask.local or ask.model or "offline"
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-    return run.folder / "explanations" / (plain if plain == name else f"{plain}-{digest(name)[:6]}")
+    return run.folder / FOLDER / (plain if plain == name else f"{plain}-{digest(name)[:6]}")
 
 
 @contextlib.contextmanager
@@ -192,5 +193,5 @@ def _judge(ask: Ask, out: Path, asks: bool = True) -> Iterator[LanguageJudge | N
         completer = Endpoint(ask.model, ask.base_url or OPENAI, ask.key_variable, **options)
     else:
         completer = Local(str(ask.local))
-    with Ledger(out / "ledger.sqlite", Budget(Prices(*ask.prices), ask.max_cost, ask.max_requests)) as ledger:
+    with Ledger(out / LEDGER, Budget(Prices(*ask.prices), ask.max_cost, ask.max_requests)) as ledger:
         yield LanguageJudge(completer, ledger, mode=mode, spare_tokens=ask.spare_tokens)

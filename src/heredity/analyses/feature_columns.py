@@ -34,8 +34,8 @@ _EXAMINED = ("fate", "readable_apart", "first", "second", "pair_r", "absorber", 
 def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Columns of every place whose matches are done: by instrument, then by site.
 
-    Beside those of `feature_columns` there are, of the features that have cards, `audits` and `families`: what
-    `Inspector.audit` and `Inspector.family` say of each.
+    Beside those of `feature_columns` there are, of the features that have cards, `audits`, `said` and `families`: what
+    `Inspector.audit`, `Inspector.said` and `Inspector.family` say of each.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for instrument in run.study.instruments:
@@ -48,7 +48,8 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
             columns = feature_columns(inspector)
             cards = run.find(("features", inspector.place))
             chosen = {(card["model"], card["feature"]) for card in cards.json(FEATURES)} if cards else set()
-            for name, asked in (("audits", inspector.audit), ("families", inspector.family)):
+            answers = ("audits", inspector.audit), ("said", inspector.said), ("families", inspector.family)
+            for name, asked in answers:
                 columns[name] = {f"{model}/{feature}": asked(model, feature) for model, feature in sorted(chosen)}
             found.setdefault(instrument, {})[site] = columns
     return found

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heredity.analyses.asked import asked, said_of
 from heredity.analyses.explain import asking_of, explain_settings
+from heredity.analyses.explain_on_demand import FOLDER, LEDGER
 from heredity.analyses.features import fired_on, logits_of, member_of, predicted
 from heredity.analyses.notes import notes_on
 from heredity.analyses.query import check_followed, matches_of, near_of, rows_of_stage, sample_of, verdicts_of
@@ -18,17 +20,25 @@ from heredity.analyses.reading import load, on_device
 from heredity.analyses.sae import sae_need
 from heredity.analyses.sample import Sample, sample_settings
 from heredity.engine.store import ArtifactError
+from heredity.explain.protocol import LEVELS, Failure
 from heredity.study import StudyError
 
 if TYPE_CHECKING:
+    from heredity.explain.excerpts import Drawn
     from heredity.explain.propagate import Asking
-    from heredity.explain.protocol import Failure
+    from heredity.explain.protocol import Excerpt, Levels
     from heredity.features.cards import Card, Columns, LogitTokens, Places
     from heredity.features.collect import Reader
     from heredity.features.families import Member
     from heredity.results import Run
 
 _AUDITED = 8  # excerpts that predictions are shown on, from the strongest to the weakest
+
+
+def _strongest(excerpts: Sequence[Excerpt]) -> list[int]:
+    """Places of the excerpts that predictions are shown on."""
+    ranks = sorted(range(len(excerpts)), key=lambda place: -excerpts[place].values.max(initial=0.0))
+    return [ranks[place * len(ranks) // _AUDITED] for place in range(min(_AUDITED, len(ranks)))]
 
 
 class Inspector:
@@ -105,6 +115,7 @@ class Inspector:
           `llr`: log of `share` over the token's share of the sample.
         - `notes`: what people wrote of it.
         - `audit`: what `audit` says of the explanation.
+        - `said`: what language models said of it, as `said`.
         - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, and
           why, as far as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
         - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations)
@@ -133,6 +144,7 @@ class Inspector:
             "class": self._class(model, feature),
             "explanation": label,
             "audit": self._audit(model, feature, label),
+            "said": self.said(model, feature),
             "notes": notes_on(self.run, self.place, model, feature),
             "firings": card.firings,
             "density": card.density,
@@ -175,8 +187,6 @@ class Inspector:
         return self._audit(model, feature, self.label(model, feature))
 
     def _audit(self, model: str, feature: int, label: Mapping[str, Any]) -> list[dict[str, Any]]:
-        from heredity.explain.protocol import LEVELS, Failure
-
         drawn = self.asking.drawn(model, feature)
         if drawn is None or not label["description"] or label["by"] != self.asking.judge.name:
             return []
@@ -184,19 +194,48 @@ class Inspector:
         explanation = self.explain(*made_for)
         if not isinstance(explanation, str):
             return []
-        excerpts = sorted(drawn.scoring, key=lambda excerpt: -excerpt.values.max(initial=0.0))
-        shown = [excerpts[place * len(excerpts) // _AUDITED] for place in range(min(_AUDITED, len(excerpts)))]
-        levels = self.asking.judge.simulate(f"{model}/{feature}", explanation, shown)
+        shown = _strongest(drawn.scoring)
+        excerpts = [drawn.scoring[place] for place in shown]
+        levels = self.asking.judge.simulate(f"{model}/{feature}", explanation, excerpts)
+        return self._predicted(drawn, excerpts, levels)
+
+    def said(self, model: str, feature: int) -> list[dict[str, Any]]:
+        """What language models said of a feature (`heredity explain`): by folder beside the run, `by` and `description`
+        with its scores, what the requests cost in USD (`cost`), and why there is none (`failure`)."""
+        return said_of(self.run, self.place, model, feature)
+
+    def asked(self, model: str, feature: int) -> list[dict[str, Any]]:
+        """What language models were asked about a feature, in the order of `said`.
+
+        - `requests`: with `question`, `model`, `provider`, `prompt`, `answer` as it came, `failure` and `detail` where
+          it could not be read, `tokens_in`, `tokens_out`, `cost` in USD, `seconds`, `attempts` and `time`; of one
+          without an answer no `prompt` is known. `others`: further ones about the feature, of a description that was
+          given up or for other SAEs.
+        - `audit`: as `audit`, of what the model predicts on the text that its explanation was scored on.
+
+        Raises as `show` does, and LedgerError for a ledger that cannot be read.
+        """
+        self.check(model, feature)
+        drawn, found = self.asking.drawn(model, feature), []
+        for said in self.said(model, feature):
+            ledger, audit = self.run.folder / FOLDER / said["folder"] / LEDGER, []
+            requests, others, levels = asked(self.asking, ledger, said, model, feature)
+            if drawn is not None and not isinstance(levels, Failure):
+                shown = _strongest(drawn.scoring)
+                audit = self._predicted(drawn, [drawn.scoring[at] for at in shown], [levels[at] for at in shown])
+            found.append({"requests": [one._asdict() for one in requests], "others": others, "audit": audit})
+        return found
+
+    def _predicted(self, drawn: Drawn, excerpts: Sequence[Excerpt], levels: Levels) -> list[dict[str, Any]]:
+        """Rows of `audit`: excerpts with the levels that were predicted for them."""
         rows = []
-        for excerpt, level in [] if isinstance(levels, Failure) else zip(shown, levels, strict=True):
+        for excerpt, level in [] if isinstance(levels, Failure) else zip(excerpts, levels, strict=True):
             if not isinstance(level, Failure):
+                corpus = self.sample.corpora[int(self.sample.origin[excerpt.block])]
                 predicted = [round(float(one) / (LEVELS - 1) * drawn.highest, 4) for one in level]
-                row = {
-                    "corpus": self.sample.corpora[int(self.sample.origin[excerpt.block])],
-                    "tokens": [*excerpt.tokens],
-                }
                 values = [round(float(value), 4) for value in excerpt.values]
-                rows.append({**row, "position": excerpt.center, "values": values, "predicted": predicted})
+                row = {"corpus": corpus, "tokens": [*excerpt.tokens], "position": excerpt.center}
+                rows.append({**row, "values": values, "predicted": predicted})
         return rows
 
     def card(self, model: str, feature: int) -> Card:

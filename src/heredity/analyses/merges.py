@@ -6,7 +6,7 @@ below" and "20 % above" without saying of what (Horn & Elliott 2024, section 3.3
 (`evaluation.merge_methods`), the two parents of every merge are also merged by the methods that the study does not take
 (the paper's footnote 6): slerp and linear at the t of the merge, or 0.5, all others with weights of 1 and a density of
 0.5; DARE where mergekit is installed. Intervals: 95 % bootstrap over validation blocks, the same for both models where
-their contexts are of one length.
+their contexts are of one length. Beside the accuracy of a merge along t stands that of its base, on the same blocks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.model import code_trusted, evaluation_cost, models_needs, specialty, training_of
+from heredity.analyses.model import code_trusted, evaluation_cost, is_swept, models_needs, specialty, training_of
 from heredity.analyses.quality import read_hits
 from heredity.analyses.reading import folder_of, load, on_device, packs, validation_blocks
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.text import tokens_for, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Precision, Study
@@ -49,6 +49,17 @@ MERGE_ACCURACY = Table(
     ),
     brief=("model", "corpus", "beside", "reference", "accuracy", "reference_accuracy", "points", "relative"),
 )  # fmt: skip
+MERGE_BASES = Table(
+    "merge_bases",
+    "The base of every merge on the corpora of each parent, measured as the merge is along t. Intervals: 95 % "
+    "bootstrap over validation blocks.",
+    ("model", "parent"),
+    (
+        Column("parent", "text", "Parent whose corpora are predicted."),
+        Column("base", "text", "The nearest common ancestor of the parents."),
+        Column("accuracy", "share", "Share of next tokens that the base predicts correctly.", ci=True),
+    ),
+)
 MERGE_METHODS = Table(
     "merge_methods",
     "The parents of every merge, merged by each method. Intervals: 95 % bootstrap over validation blocks.",
@@ -75,6 +86,8 @@ class AccuracySettings(NamedTuple):
     """Corpora of the parents, those that are the base left out."""
     context_sizes: dict[str, int]
     """Of the blocks that each model was evaluated on: those of one size are the same blocks."""
+    swept: dict[str, tuple[str, ...]]
+    """Corpora of each parent along t; none where the base was not measured as the merge is there."""
     seed: int
 
 
@@ -87,7 +100,21 @@ def _accuracy_settings(study: Study, item: Item) -> AccuracySettings:
     parents, base = study.parents[name], study.merge_base(name)
     own = dict.fromkeys(corpus for parent in parents if parent != base for corpus in specialty(study, parent))
     sizes = {one: training_of(study, one).context_size for one in _compared(study, name)}
-    return AccuracySettings(name, parents, base, tuple(own), sizes, seed_of(study, "merge_accuracy", name))
+    seed = seed_of(study, "merge_accuracy", name)
+    return AccuracySettings(name, parents, base, tuple(own), sizes, _swept(study, name), seed)
+
+
+def _swept(study: Study, name: str) -> dict[str, tuple[str, ...]]:
+    """Corpora by parent of a merge that is measured along t, where its base was evaluated on the same blocks in the
+    same arithmetic."""
+    merge, base = study.config.model[name].merge, study.merge_base(name)
+    if merge is None or base is None or base in merge.parents or not is_swept(merge):
+        return {}
+    corpora = {parent: specialty(study, parent) for parent in merge.parents}
+    every = tuple(dict.fromkeys(corpus for own in corpora.values() for corpus in own))
+    along, own = training_of(study, merge.parents[0]), training_of(study, base)
+    same = (along.context_size, along.precision) == (own.context_size, own.precision)
+    return corpora if same and tokens_for(study, base, every) == tokens_needs(every) else {}
 
 
 def _compared(study: Study, name: str) -> tuple[str, ...]:
@@ -111,7 +138,14 @@ def _accuracy(work: Work, settings: AccuracySettings) -> Results:
             figures = compared(merged, hits[reference][corpus], paired, np.random.default_rng(settings.seed))
             row = {"corpus": corpus, "beside": beside, "reference": reference, "own": corpus in settings.own}
             rows.append({**row, **figures})
-    return {"merge_accuracy": rows}
+    bases = []
+    for parent, corpora in settings.swept.items():
+        share = np.concatenate([hits[str(settings.base)][corpus] for corpus in corpora])
+        drawn = _draws(len(share), np.random.default_rng(settings.seed)) @ share
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        figures = {"accuracy": float(share.mean()), "accuracy_low": float(low), "accuracy_high": float(high)}
+        bases.append({"parent": parent, "base": settings.base, **figures})
+    return {"merge_accuracy": rows, "merge_bases": bases}
 
 
 def compared(accuracy: np.ndarray, reference: np.ndarray, paired: bool, rng: np.random.Generator) -> dict[str, float]:
@@ -288,13 +322,13 @@ def _say_methods(tables: Tables) -> Iterable[Statement]:
 
 ACCURACY = Analysis(
     kind="merge_accuracy",
-    version=1,
+    version=2,
     title="Merges beside their parents and base",
     items=_merges,
     settings=_accuracy_settings,
     needs=_accuracy_needs,
     run=_accuracy,
-    tables=(MERGE_ACCURACY,),
+    tables=(MERGE_ACCURACY, MERGE_BASES),
     say=_say_accuracy,
 )
 METHODS = Analysis(

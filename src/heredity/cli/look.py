@@ -105,7 +105,7 @@ def note(
     set_: Sets = None,
 ) -> Result:
     """Write a note or tags on a feature of a study that has been run, list all notes, or exchange them as CSV."""
-    from heredity.analyses import notes
+    from heredity.analyses import notes, raters
     from heredity.analyses.query import one_named
 
     given = {"--tag": tag, "--by": by, "--remove": remove, "--instrument": instrument, "--site": site}
@@ -133,13 +133,18 @@ def note(
     values = [one._asdict() | {"tags": list(one.tags)} for one in changed]
     title = f"{'removed ' if remove else ''}{len(rows)} {'note' if len(rows) == 1 else 'notes'}"
 
+    agreement = raters.compared(run).rows if feature is None else []
+
     def show_notes() -> None:
         if rows:
             text().print_table(notes.NOTES, rows, title=title)
         else:
             text().say("no notes")
+        if agreement:
+            text().print_table(raters.RATERS, agreement)
 
-    return Result({"study": run.name, "notes": values, "out": None if out is None else str(out)}, show_notes)
+    written = None if out is None else str(out)
+    return Result({"study": run.name, "notes": values, "raters": agreement, "out": written}, show_notes)
 
 
 @command()

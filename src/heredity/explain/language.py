@@ -101,35 +101,22 @@ _DEMONSTRATIONS = (
 that a reader of the tokens can check that each is one token."""
 
 
-class LanguageJudge:
-    """A `Judge` that asks a language model, an `Endpoint` or a `Local` one, and pays for each answer once.
+class Questions:
+    """The questions of a `Judge` as prompts, each with the reader of its answer; who answers is the subclass's.
 
     mode: how activations are simulated. `sparse` requests the levels of the tokens that are not silent; `echo` reads
     the log-probabilities of a prompt in which all levels are unknown, and takes expected values (Bills et al. 2023); it
-    needs a completer that can echo prompts. batch: excerpts per request. spare_tokens: further tokens that every answer
-    may have, for models that think before they answer; once an answer is cut in its thoughts, `THOUGHTS` at least, and
-    it is asked for again. A failed request fails its batch in `simulate`, all elsewhere. What an endpoint does not take
-    is remembered in the ledger, also for later judges.
-
-    Raises `ValueError` for a batch below 1 or spare tokens below 0.
+    needs a completer that can echo prompts. batch: excerpts per request. A failed request fails its batch in
+    `simulate`, all elsewhere.
     """
 
-    def __init__(
-        self, completer: Completer, ledger: Ledger, *, mode: Mode = "sparse", batch: int = 10, spare_tokens: int = 0
-    ):
-        if batch < 1 or spare_tokens < 0:
-            raise ValueError(f"batch={batch}, spare_tokens={spare_tokens}: must be at least 1 and at least 0")
-        self.name = completer.name
-        self.completer, self.ledger = completer, ledger
-        self.planned: list[Request] | None = None  # where requests are recorded instead of sent; see `plan`
-        self._mode, self._batch, self._spare = mode, batch, spare_tokens
-        self._stopped = False
-        if isinstance(completer, Endpoint):
-            known = {parameter: instead for parameter, instead, _ in ledger.dialect(completer.identity)}
-            self._spare = max(spare_tokens, int(known.pop(SPARE, 0)))
-            completer.dialect |= known
-            completer.learned = partial(ledger.learn, completer.identity)
-        self._most = max(self._spare, THOUGHTS)  # spare tokens that are tried
+    def __init__(self, name: str, mode: Mode = "sparse", batch: int = 10):
+        self.name = name
+        self._mode, self._batch = mode, batch
+
+    def _answers(self, asked: Sequence[Asked]) -> Iterator[Any]:
+        """Values or failures, in order."""
+        raise NotImplementedError
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
         """A sentence that names what the feature responds to; levels are relative to the strongest activation shown."""
@@ -190,6 +177,61 @@ class LanguageJudge:
         places = self._all(asked)
         return places if isinstance(places, Failure) else np.array(places, np.int64)
 
+    def _asked(
+        self, feature: str, question: Question, data: object, max_tokens: int, read: Callable[[Answer], Any]
+    ) -> Asked:
+        prompt = f"{INSTRUCTIONS[question]}\n{quoted(data)}"
+        return Request(feature, question, prompt, max_tokens), read
+
+    def _all(self, asked: Sequence[Asked]) -> list[Any] | Failure:
+        """Values in order; the first failure instead of them."""
+        values = []
+        for value in self._answers(asked):
+            if isinstance(value, Failure):
+                return value
+            values.append(value)
+        return values
+
+    def _verdicts(self, feature: str, question: Question, shown: Sequence[dict[str, Any]]) -> np.ndarray | Failure:
+        asked = []
+        for data in shown:
+            size = len(data["texts"])
+            read = partial(parse.read_verdicts, texts=size)
+            asked.append(self._asked(feature, question, data, 16 + 4 * size, read))
+        values = self._all(asked)
+        return values if isinstance(values, Failure) else np.concatenate([np.zeros(0), *values])
+
+    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        return [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
+
+
+class LanguageJudge(Questions):
+    """A `Judge` that asks a language model, an `Endpoint` or a `Local` one, and pays for each answer once.
+
+    mode, batch: as in `Questions`. spare_tokens: further tokens that every answer may have, for models that think
+    before they answer; once an answer is cut in its thoughts, `THOUGHTS` at least, and it is asked for again. What an
+    endpoint does not take is remembered in the ledger, also for later judges.
+
+    Raises `ValueError` for a batch below 1 or spare tokens below 0.
+    """
+
+    def __init__(
+        self, completer: Completer, ledger: Ledger, *, mode: Mode = "sparse", batch: int = 10, spare_tokens: int = 0
+    ):
+        if batch < 1 or spare_tokens < 0:
+            raise ValueError(f"batch={batch}, spare_tokens={spare_tokens}: must be at least 1 and at least 0")
+        super().__init__(completer.name, mode, batch)
+        self.completer, self.ledger = completer, ledger
+        self.planned: list[Request] | None = None  # where requests are recorded instead of sent; see `plan`
+        self._spare = spare_tokens
+        self._stopped = False
+        if isinstance(completer, Endpoint):
+            known = {parameter: instead for parameter, instead, _ in ledger.dialect(completer.identity)}
+            self._spare = max(spare_tokens, int(known.pop(SPARE, 0)))
+            completer.dialect |= known
+            completer.learned = partial(ledger.learn, completer.identity)
+        self._most = max(self._spare, THOUGHTS)  # spare tokens that are tried
+
     def plan(self, ask: Callable[[LanguageJudge], object]) -> list[Request]:
         """The requests that `ask` makes of this judge, none of which is sent."""
         planner = copy.copy(self)
@@ -214,14 +256,7 @@ class LanguageJudge:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _asked(
-        self, feature: str, question: Question, data: object, max_tokens: int, read: Callable[[Answer], Any]
-    ) -> Asked:
-        prompt = f"{INSTRUCTIONS[question]}\n{quoted(data)}"
-        return Request(feature, question, prompt, max_tokens), read
-
     def _answers(self, asked: Sequence[Asked]) -> Iterator[Any]:
-        """Values or failures, in order."""
         if self.planned is not None:
             self.planned += [self._roomy(request) for request, _ in asked]
         for request, read in asked:
@@ -263,27 +298,6 @@ class LanguageJudge:
         value = self.ledger.ask(self._roomy(request), self.completer, kept)
         cut = isinstance(value, Failure) and value.kind == "truncated" and bool(came) and came[0].finish == "length"
         return value, came[0] if cut else None
-
-    def _all(self, asked: Sequence[Asked]) -> list[Any] | Failure:
-        """Values in order; the first failure instead of them."""
-        values = []
-        for value in self._answers(asked):
-            if isinstance(value, Failure):
-                return value
-            values.append(value)
-        return values
-
-    def _verdicts(self, feature: str, question: Question, shown: Sequence[dict[str, Any]]) -> np.ndarray | Failure:
-        asked = []
-        for data in shown:
-            size = len(data["texts"])
-            read = partial(parse.read_verdicts, texts=size)
-            asked.append(self._asked(feature, question, data, 16 + 4 * size, read))
-        values = self._all(asked)
-        return values if isinstance(values, Failure) else np.concatenate([np.zeros(0), *values])
-
-    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        return [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
 
 
 def quoted(value: object) -> str:

@@ -348,10 +348,14 @@ class Ledger:
         query = "SELECT answer, tokens_in, tokens_out FROM answers WHERE key = ?"
         if not (rows := self._sql(query, (key,))):
             return None
-        row = rows[0]
         with reading(f"an answer in the ledger, key {key}", "move the ledger away or name another folder", LedgerError):
-            text, finish, tokens, top = json.loads(row[0])
-            return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
+            return answer_of(*rows[0])
+
+
+def answer_of(written: str, tokens_in: int | None, tokens_out: int | None) -> Answer:
+    """An answer from the columns of a ledger. Raises what reading another text raises."""
+    text, finish, tokens, top = json.loads(written)
+    return Answer(text, finish, tokens_in, tokens_out, tuple(tokens), tuple(top))
 
 
 def _unusable(path: Path, error: Exception) -> LedgerError:

@@ -204,17 +204,28 @@ class Agreement(NamedTuple):
 
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
     """Compare calls by r with calls by the best match's r; both float64 [live features], r nan for one without."""
-    matched, other = best > threshold, r > threshold
-    n, calls, agreed = len(best), (int(matched.sum()), int(other.sum())), int((matched == other).sum())
-    # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
-    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
+    counts = np.zeros((2, 2), np.int64)
+    np.add.at(counts, ((best > threshold).astype(int), (r > threshold).astype(int)), 1)
+    own = float(kappa(counts))
     return Agreement(
-        persisting=calls[1],
-        both=int((matched & other).sum()),
-        only=int((other & ~matched).sum()),
-        only_matched=int((matched & ~other).sum()),
-        neither=int((~other & ~matched).sum()),
-        kappa=(n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None,
+        persisting=int(counts[:, 1].sum()),
+        both=int(counts[1, 1]),
+        only=int(counts[0, 1]),
+        only_matched=int(counts[1, 0]),
+        neither=int(counts[0, 0]),
+        kappa=None if np.isnan(own) else own,
         rank=rank_correlation(best, r),
         median=median(r),
     )
+
+
+def kappa(counts: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of how often each of two raters' calls meet: [..., k, k] to float64 [...]; nan where both always
+    make one call, or make none.
+
+    Whole numbers stay so until the division, so that calls of all or none are known exactly; shares do as well.
+    """
+    n, agreed = counts.sum((-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
+    by_chance = (counts.sum(-1) * counts.sum(-2)).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (n * agreed - by_chance) / (n * n - by_chance)

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups, group_moments, leave_one_out, r_intervals
 from heredity.features.correlate import correlate
-from heredity.features.criteria import one_to_one
+from heredity.features.criteria import kappa, one_to_one
 from heredity.features.readout import Readout
 from heredity.features.transmission import Effects, Predictor, Regression, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
@@ -243,6 +243,7 @@ def agreement(end: End, judged: Sequence[Judged]) -> dict[str, Any]:
     a, b = a[both], b[both]
     if not len(a):
         return {"pairs": 0, "agreement": None, "kappa": None}
-    same = float((a == b).mean())
-    chance = sum(float((a == v).mean() * (b == v).mean()) for v in range(len(VERDICTS)))
-    return {"pairs": len(a), "agreement": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else None}
+    counts = np.zeros((len(VERDICTS), len(VERDICTS)), np.int64)
+    np.add.at(counts, (a, b), 1)
+    own = float(kappa(counts))
+    return {"pairs": len(a), "agreement": float((a == b).mean()), "kappa": None if np.isnan(own) else own}

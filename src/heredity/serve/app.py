@@ -21,12 +21,13 @@ from starlette.exceptions import HTTPException as StarletteError
 
 from heredity.analyses.notes import read_notes, rows_of_notes
 from heredity.analyses.query import one_named
+from heredity.analyses.raters import RATERS, compared
 from heredity.analyses.trial import LONGEST
 from heredity.engine.store import ArtifactError
 from heredity.serve.database import PAGE, Asked
 from heredity.serve.explorer import Busy, Explorer
 from heredity.serve.guard import Guard
-from heredity.show.page import served_policy
+from heredity.show.page import served_policy, table_data
 
 _Word = Annotated[str | None, Query(max_length=200)]
 _Place = Annotated[str | None, Query(max_length=200)]
@@ -115,6 +116,11 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
         """All that is known of one feature but what needs its model."""
         return Answer(explorer.feature(*_one(id), instrument, site))
 
+    @app.get("/api/asked")
+    def asked(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
+        """What language models were asked about a feature, what they answered, and what they predict."""
+        return Answer(explorer.asked(*_one(id), instrument, site))
+
     @app.get("/api/family")
     def family(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
         """A feature in every model that the lineage connects, what correlates, and what came next."""
@@ -142,6 +148,12 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
     def notes() -> Answer:
         """Notes on features, as the run has them now."""
         return Answer(rows_of_notes(explorer.run, read_notes(explorer.run)))
+
+    @app.get("/api/raters")
+    def raters() -> Answer:
+        """How far people agree on tags, and the features on which they differ."""
+        rows, apart = compared(explorer.run)
+        return Answer({"table": table_data(RATERS, rows), "apart": apart})
 
     @app.post("/api/try")
     def tried(

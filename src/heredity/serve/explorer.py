@@ -76,6 +76,12 @@ class Explorer:
         with self._reading:
             return inspector.shown(model, index)
 
+    def asked(self, model: str, index: int, instrument: str | None, site: str | None) -> list[dict[str, Any]]:
+        """What language models were asked about a feature. Raises as `Inspector.asked` does."""
+        inspector = self.inspector(instrument, site)
+        with self._reading:
+            return inspector.asked(model, index)
+
     def family(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
         """A feature in every model that the lineage connects. Raises as `Inspector.family` does."""
         inspector = self.inspector(instrument, site)

@@ -11,8 +11,9 @@ function parse(hash: string): { page: string; params: Params } {
   const [page, query = ""] = hash.replace(/^#\/?/, "").split("?"); // names of pages need no decoding
   return { page, params: Object.fromEntries(new URLSearchParams(query)) };
 }
+/** Half of a surrogate pair has no place in an address. */
 const encode = (text: string): string =>
-  encodeURIComponent(text).replaceAll("%2F", "/").replaceAll("%3E", ">").replaceAll("%20", "+");
+  encodeURIComponent(text.replace(/[\ud800-\udfff]/gu, "\ufffd")).replaceAll("%2F", "/").replaceAll("%3E", ">").replaceAll("%20", "+");
 
 const state = $state(parse(location.hash));
 addEventListener("hashchange", () => Object.assign(state, parse(location.hash)));

@@ -15,6 +15,11 @@ export const TINTS = ["c0", "c1", "c2", "c3", "both", "c4", "c5", "novel"].map((
 export const VERDICTS = ["kept", "inherited", "changed", "lost", "new", "undecided", "unstable"];
 export const verdictColor = (verdict: string): string =>
   `var(--v-${{ inherited: "kept", unstable: "undecided" }[verdict] ?? verdict})`;
+/** The color of a verdict, or of the fate that it stands for, where it is one of several series; none for other names. */
+export const fateColor = (name: string): string | undefined => {
+  const verdict = { persist: "kept", disappear: "lost", emerge: "new", emerged: "new" }[name] ?? name;
+  return VERDICTS.includes(verdict) ? verdictColor(verdict) : undefined;
+};
 /** What a verdict says, in a sentence. */
 export const VERDICT_WORDS: Record<string, string> = {
   kept: "There in the child as it was.",

@@ -1,5 +1,7 @@
 /** What the page is given: tables with their declarations, findings, the graph. One object, embedded in the page. */
 
+import { minus } from "./format";
+
 export type Value = string | number | boolean | null;
 
 export interface Column {
@@ -167,22 +169,26 @@ export const DATA = await unpacked<PageData>(document.getElementById("data")!.te
 export const GRAPH = DATA.graph;
 export const NODE: Record<string, ModelNode> = Object.fromEntries(GRAPH.map((node) => [node.name, node]));
 
+/** All rows of a table. */
+export const rowsIn = (table: Table): Row[] => Array.from({ length: table.rows }, (_, at) => {
+  const row: Row = { at };
+  for (const column of Object.keys(table.values)) row[column] = table.values[column][at];
+  return row;
+});
 const objects: Record<string, Row[]> = {};
 /** Rows of a table whose columns have these values; a value of undefined leaves its column free. */
 export function rowsOf(name: string, where: Record<string, Value | undefined> = {}): Row[] {
   const table = DATA.tables[name];
   if (!table) return [];
-  objects[name] ??= Array.from({ length: table.rows }, (_, at) => {
-    const row: Row = { at };
-    for (const column of Object.keys(table.values)) row[column] = table.values[column][at];
-    return row;
-  });
+  objects[name] ??= rowsIn(table);
   const wanted = Object.entries(where).filter(([column, value]) => value !== undefined && table.values[column]);
   return objects[name].filter((row) => wanted.every(([column, value]) => row[column] === value));
 }
-/** A cell as text, written by the one formatter of the package. */
-export const textOf = (table: Table, column: string, row: Row): string =>
-  `${table.text[column]?.[row.at] ?? row[column] ?? ""}`;
+/** A cell as text, written by the one formatter of the package; numbers have the minus of the page. */
+export function textOf(table: Table, column: string, row: Row): string {
+  const text = `${table.text[column]?.[row.at] ?? row[column] ?? ""}`;
+  return table.columns.find(({ name }) => name === column)?.kind === "text" ? text : minus(text);
+}
 
 /** Instruments that anything was measured with. */
 export const MEASURED = DATA.instruments.filter((name) =>

@@ -1,5 +1,5 @@
 /** All features of a place, in columns, with counts at any threshold. */
-import type { Context, Excerpt, Fired, Label, Member, Pushed, Verdict } from "./data";
+import type { Context, Excerpt, Fired, Label, Member, Pushed, Table, Verdict } from "./data";
 import { known } from "./format";
 
 interface RawEnd {
@@ -43,6 +43,7 @@ export interface RawColumns {
   chains: Record<string, Record<string, { r: number[]; own: number[] }>>;
   /** Of features that have cards. */
   audits?: Record<string, Audit[]>;
+  said?: Record<string, Said[]>;
   families?: Record<string, Family>;
 }
 /** A feature in every model that the lineage connects it with, itself first. */
@@ -58,6 +59,50 @@ export interface Audit {
   position: number;
   values: number[];
   predicted: number[];
+}
+/** What a language model said of a feature. */
+export interface Said {
+  /** Beside the run, one for each model that was asked. */
+  folder: string;
+  by: string;
+  description: string | null;
+  failure: string | null;
+  carried: boolean;
+  origin_model: string;
+  origin_feature: number;
+  simulation: number | null;
+  detection: number | null;
+  fuzzing: number | null;
+  intruder: number | null;
+  /** USD. */
+  cost: number;
+}
+/** A request to it, with what came back. */
+export interface Sent {
+  feature: string;
+  question: string;
+  provider: string;
+  model: string;
+  /** Not known of a request without an answer. */
+  prompt: string | null;
+  answer: string | null;
+  /** Tokens of the prompt that came back with log-probabilities. */
+  echoed: number;
+  failure: string | null;
+  detail: string | null;
+  tokens_in: number | null;
+  tokens_out: number | null;
+  cost: number;
+  seconds: number;
+  attempts: number;
+  time: string;
+}
+/** What it was asked for what it says, and what that predicts. */
+export interface Asked {
+  requests: Sent[];
+  /** Further requests of the ledger about the feature. */
+  others: number;
+  audit: Audit[];
 }
 export type EndName = "parent" | "child";
 export const FIGURES = ["stability", "direction", "match_r", "map_r", "transmission", "strength", "readable", "retained"];
@@ -254,11 +299,17 @@ export interface Shown {
   silent: Excerpt[];
   logits: Logits | null;
   audit: Audit[];
+  said: Said[];
 }
 export interface Logits {
   promoted: Pushed[];
   suppressed: Pushed[];
   no_logits: string;
+}
+/** How people agree on tags, and the features on which two of them differ. */
+export interface Raters {
+  table: Table;
+  apart: { instrument: string; site: string; model: string; feature: number; tag: string; by: string; beside: string }[];
 }
 export interface Note {
   model: string;

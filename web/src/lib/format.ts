@@ -16,7 +16,7 @@ export function percent(share: number | null | undefined, digits?: number): stri
   if (!known(share) || !isFinite(share)) return "–";
   const value = 100 * share;
   if (value > 0 && value < 0.1 && digits === undefined) return "<\u202f0.1\u202f%";
-  return `${value.toFixed(digits ?? (value > 0 && value < 9.95 ? 1 : 0))}\u202f%`;
+  return `${value.toFixed(digits ?? (value > 0 && value < 9.95 ? 1 : 0)).replace("-", "−")}\u202f%`;
 }
 export const share = (part: number, whole: number): string => (whole ? percent(part / whole) : "–");
 /** How often a feature fires. */
@@ -32,12 +32,16 @@ export function compact(value: number): string {
   const [size, unit] = UNITS.find(([least]) => Math.abs(value) >= least) ?? [1, ""];
   return `${+(value / size).toPrecision(3)}${unit}`.replace("-", "−");
 }
+/** A price in USD, in two digits where it is less than a cent. */
+export const dollars = (value: number): string => `$${value >= 0.01 ? value.toFixed(2) : value.toFixed(Math.max(2, 1 - Math.floor(Math.log10(value))))}`;
 /** Ticks of an axis by the kind of its column. */
 export const tick = (kind: string) => (value: number): string =>
   kind === "share" ? percent(value, Math.abs((100 * value) % 1) > 1e-6 ? 1 : 0) : compact(value);
+/** The minus of a number that was written elsewhere, where a number can begin. */
+export const minus = (text: string): string => text.replace(/(^|[\s([])-(?=\d)/g, "$1−");
 /** A sentence made elsewhere: a figure and its percent sign stay on one line. */
 export const bound = (text: string): string =>
-  arrow(text).replaceAll(" %", "\u202f%").replace(/(\d) of (?=\d)/g, "$1\u00a0of ")
+  minus(arrow(text)).replaceAll(" %", "\u202f%").replace(/(\d) of (?=\d)/g, "$1\u00a0of ")
     .replace(/r > (?=\d)/g, "r\u00a0>\u00a0").replace(/(\d)–(?=\d)/g, "$1\u2060–\u2060");
 /** The short name of a site. */
 export const siteName = (site: string): string =>

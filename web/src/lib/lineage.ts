@@ -1,6 +1,7 @@
 /** The layout of models and what goes between them, by d3-sankey: bands with a width of their own at either end. */
 import { sankey, type SankeyGraph } from "d3-sankey";
 import { NODE } from "./data";
+import { short } from "./format";
 
 export interface LineageNode {
   name: string;
@@ -57,9 +58,21 @@ export function depthOf(name: string): number {
 }
 
 export const BAR = 13;
-/** Height of the words above a bar. */
-export const WORDS = 42;
-const [TOP, GAP, STUB] = [50, 62, 74];
+/** Height of a line of the words above a bar, and of what stands there besides. */
+export const LINE = 16;
+const [NAME, STUB] = [26, 74];
+/** Height of the words above a bar that take some lines. */
+export const above = (lines: number): number => NAME + LINE * lines;
+/** A text in lines of so many characters, at its blanks; what is longer than a line is cut. */
+export function lined(text: string, most: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= most) lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(short(word, most));
+  }
+  return lines;
+}
 
 interface Node {
   name: string;
@@ -71,7 +84,8 @@ interface Link {
   value: number;
 }
 
-export function placed(nodes: LineageNode[], bands: Band[], width: number, height: number): { nodes: PlacedNode[]; bands: PlacedBand[]; height: number } {
+/** lines: of the words above each bar, at most. */
+export function placed(nodes: LineageNode[], bands: Band[], width: number, height: number, lines: number): { nodes: PlacedNode[]; bands: PlacedBand[]; height: number } {
   const through = bands.filter((band): band is Band & { source: string; target: string } => Boolean(band.source && band.target));
   const pairs = new Map<string, Link>();
   for (const { source, target, sourceSize, targetSize } of through) {
@@ -82,10 +96,11 @@ export function placed(nodes: LineageNode[], bands: Band[], width: number, heigh
   }
   const levels = [...new Set(nodes.map(({ name }) => depthOf(name)))].sort((a, b) => a - b);
   const most = Math.max(...levels.map((level) => nodes.filter(({ name }) => depthOf(name) === level).length), 1);
-  const tall = Math.max(height, most * (GAP + 40) + TOP);
-  const layout = sankey<Node, Link>().nodeId((node) => node.name).nodeWidth(BAR).nodePadding(GAP)
+  const [top, gap] = [above(lines) + 8, above(lines) + 20];
+  const tall = Math.max(height, most * (gap + 40) + top);
+  const layout = sankey<Node, Link>().nodeId((node) => node.name).nodeWidth(BAR).nodePadding(gap)
     .nodeAlign((node) => levels.indexOf(depthOf((node as unknown as Node).name)))
-    .extent([[1, TOP], [width - 1, tall - 8]]);
+    .extent([[1, top], [width - 1, tall - 8]]);
   const graph: SankeyGraph<Node, Link> = layout({
     nodes: nodes.map(({ name, size }) => ({ name, fixedValue: Math.max(size, 1e-9) })),
     links: [...pairs.values()].map((link) => ({ ...link })),
@@ -142,7 +157,7 @@ function ribbons(nodes: PlacedNode[], bands: Band[], unit: number): PlacedBand[]
 
 /** How far words of some width above a bar rise, so that no band of it which climbs runs through them; no further than
  * to the bar above. */
-export function lift(node: PlacedNode, drawn: { nodes: PlacedNode[]; bands: PlacedBand[] }, width: number): number {
+export function lift(node: PlacedNode, drawn: { nodes: PlacedNode[]; bands: PlacedBand[] }, width: number, lines: number): number {
   const left = node.middle - { start: 0, middle: width / 2, end: width }[node.anchor];
   let top = node.y;
   for (const { edge } of drawn.bands.filter((band) => [band.source, band.target].includes(node.name))) {
@@ -151,8 +166,8 @@ export function lift(node: PlacedNode, drawn: { nodes: PlacedNode[]; bands: Plac
       if (x >= left && x <= left + width) top = Math.min(top, edge.y0 + (edge.y1 - edge.y0) * (3 * t * t - 2 * t ** 3));
     }
   }
-  const above = drawn.nodes.filter((one) => one.x === node.x && one.y < node.y).map((one) => one.y + one.height);
-  return Math.max(0, Math.min(node.y - top, node.y - WORDS - Math.max(0, ...above)));
+  const upper = drawn.nodes.filter((one) => one.x === node.x && one.y < node.y).map((one) => one.y + one.height);
+  return Math.max(0, Math.min(node.y - top, node.y - above(lines) - Math.max(0, ...upper)));
 }
 
 /** Bands and models that a band or a model hangs together with: all it comes from, and all that comes of it. */

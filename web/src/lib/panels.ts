@@ -1,7 +1,7 @@
 /** The pictures of a declared table, drawn by Observable Plot: one for each value of the keys that its plot leaves. */
 import * as Plot from "@observablehq/plot";
 import { NODE, rowsOf, textOf, type Row, type Table } from "./data";
-import { modelColor, TINTS } from "./colors";
+import { fateColor, modelColor, TINTS } from "./colors";
 import { arrow, fixed, known, spaced, tick } from "./format";
 
 export interface Panel {
@@ -59,7 +59,7 @@ export function seriesOf(table: Table, panel: Panel): Series[] {
     const model = { parent: ends[0], child: ends[1] }[name] ?? name;
     const colored = alone || (NODE[model] ? model : "");
     const dash = REFERENCES[name];
-    const tint = dash ? "var(--soft)" : colored ? modelColor(colored) : TINTS[next++ % TINTS.length];
+    const tint = dash ? "var(--soft)" : colored ? modelColor(colored) : (fateColor(name) ?? TINTS[next++ % TINTS.length]);
     return { name, tint, dash, words: NODE[model] && model !== name ? `${name}, ${model}` : spaced(name) };
   });
 }

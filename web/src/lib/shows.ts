@@ -12,7 +12,7 @@ export const hasFamilies = hasFeatures && DATA.graph.some((node) => node.parents
 export const TABLES_OF: Record<string, string[]> = {
   lost: ["examined", "fingerprints", "lost_and_new", "newness", "effects", "splice"],
   layers: ["layers"],
-  merge: ["merges", "sweeps", "merge_accuracy", "merge_methods", "merge_tensors"],
+  merge: ["merges", "sweeps", "merge_bases", "merge_accuracy", "merge_methods", "merge_tensors"],
   stitch: [
     "stitch_maps", "stitch_fits", "stitched_models", "stitch_costs", "stitch_layers", "alphas", "carried_directions", "sae_transfer", "sae_folding", "warm_starts",
     "warm_start_curves", "moved", "savings", "savings_by_level", "scaling_fits", "costs", "feature_transfer", "transfer_gaps", "transfer_correlations", "transfer_histograms",

@@ -1,7 +1,7 @@
 /** Where features come from: the page itself, or the server that gave it. Pages ask a `Source` and do not know which. */
 import { DATA, unpacked, type Card } from "./data";
 import { followed } from "./family";
-import { Columns, type Family, type Logits, type Note, type RawColumns, type Shown } from "./features";
+import { Columns, type Asked, type Family, type Logits, type Note, type Raters, type RawColumns, type Shown } from "./features";
 
 export interface Place {
   instrument: string;
@@ -18,7 +18,10 @@ export interface Source {
   family(place: Place, model: string, feature: number): Promise<Family | null>;
   /** What a feature predicts; the server loads its model for that. */
   logits(place: Place, model: string, feature: number): Promise<Logits | null>;
+  /** What language models were asked about a feature, in the order of what they say; only a server knows. */
+  asked(place: Place, model: string, feature: number): Promise<Asked[]>;
   notes(): Promise<Note[]>;
+  raters(): Promise<Raters | null>;
   tried(text: string, instrument: string): Promise<any>;
 }
 
@@ -49,7 +52,8 @@ const embedded: Source = {
     const levels = own.weaker.map(({ low, high, contexts }) => ({ low, high, examples: contexts }));
     const { promoted, suppressed, no_logits } = own;
     return { ...rest, ...own, site: place.site, kind: null, notes: [], levels: [top, ...levels], drawn: [], silent: [],
-      logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [] };
+      logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [],
+      said: columns?.raw.said?.[`${model}/${feature}`] ?? [] };
   },
   async family(place, model, feature) {
     const columns = await embedded.columns(place);
@@ -58,8 +62,14 @@ const embedded: Source = {
   async logits() {
     return null;
   },
+  async asked() {
+    return [];
+  },
   async notes() {
     return [];
+  },
+  async raters() {
+    return null;
   },
   async tried() {
     throw new Error("this page has no server");
@@ -89,7 +99,9 @@ const server: Source = {
   },
   family: (place, model, feature) => ask("family", { id: `${model}/${feature}`, ...place }),
   logits: (place, model, feature) => ask("logits", { id: `${model}/${feature}`, ...place }),
+  asked: (place, model, feature) => ask("asked", { id: `${model}/${feature}`, ...place }),
   notes: () => ask("notes", {}),
+  raters: () => ask("raters", {}),
   tried: (text, instrument) => ask("try", {}, { text, instrument }),
 };
 
