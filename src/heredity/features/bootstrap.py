@@ -115,23 +115,28 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
     groups, shape = len(moments.tokens), moments.candidates.shape
     z, bias, effective = np.empty(shape), np.zeros(shape), np.zeros(shape)
     deviation = np.zeros((groups, *shape))
-    for part in _chunks(len(z), groups * shape[1]):
-        candidates = moments.candidates[part]
-        y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
-        x, xx = moments.x[:, part, None], moments.xx[:, part, None]
-        pairs = [moments.tokens[:, None, None], x, xx, y, yy, moments.xy[:, part]]  # [groups, features, top or 1]
-        everything = [sums.sum(0, keepdims=True) for sums in pairs]
-        z[part] = _fisher(*everything)[0]
-        without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
-        known = np.isfinite(without).all(0)
-        mean = np.where(known, without, 0.0).mean(0)
-        dev = np.where(known, mean - without, 0.0)
-        deviation[:, part] = dev
-        bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
-        second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
-        varies, firing = fourth > 0, (xx > 0).sum(0)
-        carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
-        effective[part] = np.where(known, carrying, 0.0)
+    parts = list(_chunks(len(z), groups * shape[1]))
+
+    def leave_out(first: int, last: int) -> None:
+        for part in parts[first:last]:
+            candidates = moments.candidates[part]
+            y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
+            x, xx = moments.x[:, part, None], moments.xx[:, part, None]
+            pairs = [moments.tokens[:, None, None], x, xx, y, yy, moments.xy[:, part]]  # [groups, features, top or 1]
+            everything = [sums.sum(0, keepdims=True) for sums in pairs]
+            z[part] = _fisher(*everything)[0]
+            without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
+            known = np.isfinite(without).all(0)
+            mean = np.where(known, without, 0.0).mean(0)
+            dev = np.where(known, mean - without, 0.0)
+            deviation[:, part] = dev
+            bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
+            second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
+            varies, firing = fourth > 0, (xx > 0).sum(0)
+            carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
+            effective[part] = np.where(known, carrying, 0.0)
+
+    in_ranges(leave_out, len(parts), deviation.size, len(parts))
     return Jackknife(z, bias, deviation, effective, moments.candidates)
 
 
