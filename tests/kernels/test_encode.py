@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heredity.kernels import encode, paths, screens, sparse
-from heredity.kernels.candidates import active_of, sum_pre_acts
+from heredity.kernels.candidates import active_among, sum_pre_acts
 from heredity.kernels.encode import keep_largest, sparse_encode
 from heredity.kernels.screens import Kind, make_screen
 from heredity.kernels.sparse import Sparse, starts_of
@@ -112,7 +112,7 @@ def test_top_k_keeps_the_largest_positive_values_whatever_the_ties(rows, k):
     pre_acts = np.array(rows, dtype=np.float32)
     features, counts = np.tile(np.arange(90, dtype=np.int32), len(rows)), np.empty(len(rows), np.int64)
     listed = np.arange(len(rows) + 1) * 90, features, pre_acts.ravel()
-    found = Sparse(counts, *active_of(*listed, np.zeros(90, np.float32), k, counts), 90)
+    found = Sparse(counts, *active_among(*listed, np.zeros(90, np.float32), k, counts), 90)
     found = found._replace(indptr=starts_of(counts))
     for i, row in enumerate(pre_acts):
         part = slice(found.indptr[i], found.indptr[i + 1])

@@ -236,7 +236,28 @@ def sum_pre_acts(x, weight, bias, starts, features, values):
 
 
 @compiled()
-def active_of(starts, features, values, floor, k, counts):
+def active_of(
+    products, scale, reach, slack, apart, x, found, counts, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight,
+    bias, plain, sizes, floor, k, limit
+):  # fmt: skip
+    """Active features of each row, rising, int32 [nnz], and their activations, float32 [nnz].
+
+    found: int64 [n], written: candidates, -1 for more than `limit`. counts: int64 [n], written: active features. The
+    others as of `candidates_of`; floor: float32 [d_sae], of no use with k.
+    """
+    features, values = candidates_of(
+        products, scale, reach, slack, apart, x, found, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight, bias,
+        plain, sizes, k, limit
+    )  # fmt: skip
+    starts = np.zeros(len(found) + 1, np.int64)
+    for i in range(len(found)):
+        starts[i + 1] = starts[i] + max(found[i], 0)
+    sum_pre_acts(x, weight, bias, starts, features, values)
+    return active_among(starts, features, values, floor, k, counts)
+
+
+@compiled()
+def active_among(starts, features, values, floor, k, counts):
     """Of the candidates of each row those above `floor` [d_sae], or, k > 0, the k largest positive; counts [n] written.
 
     starts [n + 1], features, values: as of `sum_pre_acts`. Returns features and values of the active ones.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heredity.kernels import paths
-from heredity.kernels.candidates import active_of, candidates_of, groups_of, sum_pre_acts
+from heredity.kernels.candidates import active_of, groups_of
 from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
 from heredity.kernels.torch_forms import active_entries, key_starts
@@ -154,7 +154,7 @@ def _apart(largest: np.ndarray, weight: Tensor) -> Apart | None:
 def _screened(
     x: Tensor, screen: Screen, groups: np.ndarray, apart: Apart | None, encoder: Encoder, limit: int
 ) -> _Chunk:
-    """Active features of a chunk of rows; none are decided where too many rows have more than `limit` candidates.
+    """Active features of a chunk of rows, none of those rows that have more than `limit` candidates.
 
     groups: float32 [3, groups], `groups_of` the screen.
     """
@@ -168,33 +168,14 @@ def _screened(
     # The sums of a float32 product, of a candidate's pre-activation and of the columns apart have errors of their own.
     norm = np.hypot(rounded.norm, np.linalg.norm(own, axis=1)).astype(np.float32) if own.size else rounded.norm
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
-    made, counts = products(rounded, screen), np.empty(n, np.int64)
-    per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), counts
+    made, found, counts = products(rounded, screen), np.empty(n, np.int64), np.empty(n, np.int64)
+    per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), found, counts
     per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own, groups
-    chosen = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.k, limit
-    parts = in_ranges(
-        lambda a, b: candidates_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2
-    )
-    overfull = np.flatnonzero(counts < 0)
-    if len(overfull) > MOST_OVERFULL * n:
-        return _Chunk(Sparse(starts_of(np.zeros(n, np.int64)), *_NOTHING, d_sae), 0, overfull)
-    counts[overfull] = 0
-    candidates = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
-    return _Chunk(_decided(x, encoder, candidates), len(candidates.values), overfull)
-
-
-def _decided(x: Tensor, encoder: Encoder, candidates: Sparse) -> Sparse:
-    """The active ones of the candidates, whose pre-activations are summed in place where they are nan."""
-    n, d_in = x.shape
-    rows, weight, counts = x.numpy(), encoder.weight.numpy(), np.empty(n, np.int64)
-
-    def decide(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-        listed = candidates.indptr[a : b + 1], candidates.indices, candidates.values
-        sum_pre_acts(rows[a:b], weight, encoder.bias, *listed)
-        return active_of(*listed, encoder.floor, encoder.k, counts[a:b])
-
-    parts = in_ranges(decide, n, len(candidates.values) * d_in, 2, candidates.indptr)
-    return Sparse(starts_of(counts), *_concatenated(parts), len(weight))
+    chosen = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor, encoder.k, limit
+    parts = in_ranges(lambda a, b: active_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2)
+    overfull = np.flatnonzero(found < 0)
+    acts = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
+    return _Chunk(acts, int(found[found > 0].sum()), overfull)
 
 
 def _concatenated(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
