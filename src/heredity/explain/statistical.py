@@ -274,10 +274,13 @@ class Offline:
 
     def _rows(self, excerpt: Excerpt) -> np.ndarray:
         """Positions of an excerpt's tokens in the text; the first of its block with these tokens in this order."""
-        block, size = self.statistics.text.ids[excerpt.block], len(excerpt.ids)
-        for start in np.flatnonzero(block[: len(block) - size + 1] == excerpt.ids[0]).tolist():
-            if np.array_equal(block[start : start + size], excerpt.ids):
-                return excerpt.block * len(block) + start + np.arange(size)
+        block = self.statistics.text.ids[excerpt.block]
+        ids, width = np.asarray(excerpt.ids, block.dtype).tobytes(), block.itemsize
+        at = (text := block.tobytes()).find(ids)
+        while at >= 0:
+            if at % width == 0:  # or it lies across tokens
+                return excerpt.block * len(block) + at // width + np.arange(len(excerpt.ids))
+            at = text.find(ids, at + 1)
         raise ValueError(f"block {excerpt.block} of the text does not hold the excerpt {''.join(excerpt.tokens)!r}")
 
     def _words(self, rule: Rule, rows: np.ndarray, values: np.ndarray) -> str:
