@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import timeit
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -21,18 +22,19 @@ from heredity.kernels.candidates import sum_pre_acts
 from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, products
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
-ROWS, FEATURES = 64, 1024  # most rows and features of the products that are timed
+ROWS, FEATURES = 64, 1024  # rows of the products that are timed, and features, or more where they would be small:
+SIZE = 1 << 25  # multiplications from which what a call costs besides hardly counts
 DECIDED = 8  # rows whose candidates are timed, every other feature
 CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
-# Calls of a product before the clock runs, fewest that are timed, and seconds that they are repeated for. The fastest
-# one counts: other work on the machine can only slow a call down.
-WARM_UP, REPEATS, BUDGET = 2, 3, 0.003
+# Calls of a product before the clock runs, fewest that are timed, and seconds that all are repeated for, in turns. Time
+# is that of the processors, and the fastest call counts: beside other work a call waits for them as long as it takes.
+WARM_UP, REPEATS, BUDGET = 2, 5, 0.01
 HOPELESS = 4  # a product that takes this many times float32's is not repeated
 WORTH = 0.9  # share of the next exacter product's time below which a screen is taken
 
 
 class Costs(NamedTuple):
-    """Seconds per multiplication and addition; infinite where there is no such product."""
+    """Seconds of a processor per multiplication and addition; infinite where there is no such product."""
 
     int8: float
     bf16: float
@@ -75,7 +77,8 @@ def pays(other: Kind, kind: Kind, spurious: float, d_in: int, d_sae: int) -> boo
 
 def costs_of(d_in: int, d_sae: int) -> Costs:
     """Costs for an encoder of this shape; measured once per process, shape and number of torch's threads."""
-    return _measured(d_in, min(d_sae, FEATURES), torch.get_num_threads())
+    timed = max(FEATURES, SIZE // (ROWS * max(d_in, 1)))
+    return _measured(d_in, min(d_sae, timed), torch.get_num_threads())
 
 
 def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
@@ -87,7 +90,7 @@ def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
             "d_sae": d_sae,
             "threads": torch.get_num_threads(),
             "product": kind,
-            "gflops": None if getattr(costs, kind) == np.inf else 2e-9 / getattr(costs, kind),
+            "gflops": None if getattr(costs, kind) == np.inf else 2e-9 / getattr(costs, kind) * torch.get_num_threads(),
             "taken": "first" if kind == chosen[0] else "for many candidates" if kind in chosen else "no",
         }
         for kind in get_args(Kind)
@@ -98,8 +101,8 @@ def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
 def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 - costs differ by threads
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, d_in, generator=generator) for n in (ROWS, features))
-    exact = _seconds("float32", x, weight, np.inf)
-    seconds = {kind: _seconds(kind, x, weight, HOPELESS * exact) for kind in ("int8", "bf16")}
+    products_of = {kind: _product(kind, x, weight) for kind in get_args(Kind)}
+    seconds = _fastest({kind: product for kind, product in products_of.items() if product})
     every_other = np.arange(0, features, 2, dtype=np.int32)
     starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
     values = np.empty(len(listed), np.float32)
@@ -109,39 +112,40 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 
         values[:] = np.nan
         sum_pre_acts(*encoder, starts, listed, values)
 
-    dot = _fastest(decide, np.inf) / (d_in * len(listed))
-    size = ROWS * features * d_in
-    return Costs(seconds["int8"] / size, seconds["bf16"] / size, exact / size, dot)
+    decide()
+    dot = min(timeit.repeat(decide, timer=time.process_time, number=1, repeat=REPEATS)) / (d_in * len(listed))
+    each = {kind: seconds.get(kind, np.inf) / (ROWS * features * d_in) for kind in get_args(Kind)}
+    return Costs(**each, dot=dot)
 
 
-def _seconds(kind: Kind, x: torch.Tensor, weight: torch.Tensor, hopeless: float) -> float:
-    """Of a product; infinite where there is none, or none that is right."""
+def _product(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
+    """A product that has run; None where there is none, or none that is right."""
     if kind == "int8" and x.shape[1] > WIDEST_INT8:
-        return np.inf
+        return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
     with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
         sides = make_screen(x, kind), make_screen(weight, kind)
         # `torch._int_mm` is no public function, and wrong for a d_in of 1 in some versions.
         if kind == "int8" and not _is_exact(*(side._replace(rows=side.rows[:CHECKED]) for side in sides)):
-            return np.inf
-        return _fastest(lambda: products(*sides), hopeless)
-    return np.inf
+            return None
+        for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
+            products(*sides)
+        return partial(products, *sides)
+    return None
 
 
 def _is_exact(x: Screen, weight: Screen) -> bool:
     return np.array_equal(products(x, weight), (x.rows.double() @ weight.rows.double().T).numpy())
 
 
-def _fastest(call: Callable[[], object], hopeless: float) -> float:
-    """Seconds of the fastest of some calls; of the first few when these take longer than `hopeless`."""
-    for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
-        call()
-    fastest, end, calls = np.inf, time.perf_counter() + BUDGET, 0
-    while calls < REPEATS or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        fastest = min(fastest, time.perf_counter() - start)
-        calls += 1
-        if calls >= REPEATS and fastest > hopeless:
-            break
-    return fastest
+def _fastest(calls: dict[Kind, Callable[[], object]]) -> dict[Kind, float]:
+    """Processors' seconds of the fastest call of each kind."""
+    seconds, end, rounds = dict.fromkeys(calls, np.inf), time.perf_counter() + BUDGET, 0
+    while rounds < REPEATS or time.perf_counter() < end:
+        for kind, call in calls.items():
+            if not rounds or seconds[kind] <= HOPELESS * seconds["float32"]:
+                start = time.process_time()
+                call()
+                seconds[kind] = min(seconds[kind], time.process_time() - start)
+        rounds += 1
+    return seconds
