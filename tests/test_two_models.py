@@ -93,6 +93,9 @@ def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tm
     assert f"it is read at {HOOK}, as asked" in note and note in str(result)
     with pytest.raises(ValueError, match="mlp.hook_in' is unknown"):
         asked(saved, sae_child=foreign)
+    wrong = tiny.save_tiny_sae(tmp_path / "wrong", hook_name=RESIDUAL)  # of another width than its own
+    result = asked(saved, sae_child=wrong, hook_point=HOOK)
+    assert re.search(rf"says {RESIDUAL}, which is \d+ wide, .*; it is read at {HOOK}, as asked", str(result))
 
 
 def test_an_sae_is_no_control_of_itself(saved):

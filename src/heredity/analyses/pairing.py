@@ -105,16 +105,22 @@ def check_made_for(
 ) -> Iterator[str]:
     """What is to be said of SAEs that were made for another use. Raises ValueError for those of another place.
 
-    asked: the place was asked for. Then a name of an SAE's that the model does not know is its library's own.
+    asked: the place was asked for. Then a name of an SAE's that the model does not know is its library's own, and one
+    of a place of another width than the SAE's is wrong.
     """
-    from heredity.lm.hooks import HookPointError
+    from heredity.lm.hooks import HookPointError, width
     from heredity.sae.made_for import differences, refuse_other_place
 
     for one in saes:
         own = one.metadata.get("hook_name")
         way_out = f"leave hook_point out, give {own!r}, or an SAE of {place}" if asked else "give SAEs of one place"
         try:
-            refuse_other_place(one.name, one.metadata, model, place, way_out)
+            there = width(model.config, own) if asked and own not in (None, place) else None
+            if there not in (None, one.sae.d_in):
+                wide = f"SAE {one.name} says {own}, which is {there} wide, and reads vectors of width {one.sae.d_in}"
+                yield f"{wide}; it is read at {place}, as asked"
+            else:
+                refuse_other_place(one.name, one.metadata, model, place, way_out)
         except HookPointError as error:
             if not asked:
                 raise
