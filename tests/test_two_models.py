@@ -116,6 +116,13 @@ def test_with_one_sae_every_feature_has_evidence_and_none_a_verdict_or_a_share(s
     assert [row["model"] for row in quality] == ["parent", "child"] and quality[0]["explained_variance"] > 0.99
 
 
+def test_text_of_one_document_is_refused_before_an_sae_is_trained_on_it(saved):
+    said: list[str] = []
+    with pytest.raises(ValueError, match="all tokens are of one document"):
+        asked(saved, texts=[" ".join(map(str, TEXTS))], controls="train", say=said.append)
+    assert not any("training" in one for one in said)
+
+
 def test_fewer_tokens_than_asked_for_are_said(saved):
     result = asked(saved, tokens=1_000_000)
     [note] = [one for one in result.notes if "asked for" in one]

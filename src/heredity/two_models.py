@@ -188,6 +188,8 @@ def compare(
             first = tokenizer.convert_ids_to_tokens(reading.prefix)
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues, roles)
+        if len(np.unique(sample_of(sampler, tokens).documents)) < 2:  # before an SAE is trained on it
+            raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
         notes += _few_tokens(sampler, tokens)
         share = unknown_tokens(sampler.packs[0], tokenizer) / len(sampler.packs[0].tokens)
         notes += [unknown_note("texts", share, tokenizer.unk_token)] if share > FEW_UNKNOWN else []

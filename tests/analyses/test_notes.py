@@ -61,6 +61,27 @@ def test_csv_out_and_in_is_the_same(run, tmp_path):
     assert len(notes.read_notes(run)) == 3
 
 
+def test_a_file_loses_nothing_of_what_it_leaves_empty(run, tmp_path):
+    note(run, 3, "says", "code", by="ada")
+    for content, text, tags in (
+        ("by,model,feature,tags\nada,base,3,odd\n", "says", ("odd",)),
+        ("by,model,feature,text,tags\nada,base,3,anew,\n", "anew", ("odd",)),
+    ):
+        (tmp_path / "notes.csv").write_text(content)
+        assert notes.take_notes(run, tmp_path / "notes.csv") == notes.read_notes(run)
+        assert [(one.text, one.tags) for one in notes.read_notes(run)] == [(text, tags)]
+    (tmp_path / "notes.csv").write_text("by,model,feature,text\nada,base,3,a\nada,base,3,b\n")
+    with pytest.raises(ValueError, match="note 2: is a second one on base/3 by ada"):
+        notes.take_notes(run, tmp_path / "notes.csv")
+    (tmp_path / "notes.csv").write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        notes.take_notes(run, tmp_path / "notes.csv")
+    for name in (" ", "ada ", "two\nlines"):
+        with pytest.raises(ValueError, match="must be one line without blanks around it"):
+            note(run, 3, "x", by=name)
+    assert [one.text for one in notes.read_notes(run)] == ["anew"]
+
+
 def test_a_note_on_an_sae_of_before_is_kept_and_not_shown(run):
     made = note(run)
     notes.write_csv([made._replace(sae="0" * 12)], run.folder / "notes" / "notes.csv")

@@ -122,12 +122,13 @@ def remove_note(run: Run, place: dict[str, Any], model: str, feature: int, by: s
 
 
 def take_notes(run: Run, path: Path) -> list[Note]:
-    """Add the notes of a CSV file, and return them; one on the same feature by the same person is replaced.
+    """Add the notes of a CSV file, and return them. Of one on the same feature by the same person the text is replaced,
+    and so are the tags; what the file leaves empty stays.
 
     Its columns are those that `write_csv` writes, of which `model`, `feature` and `text` or `tags` are needed. Raises
-    ValueError, by line, for what cannot be taken; then nothing is.
+    ValueError, by line, for what cannot be taken, a second note of one person on a feature too; then nothing is.
     """
-    taken = []
+    taken: dict[tuple[Any, ...], Note] = {}
     for place, note in enumerate(_parsed(path), 2):
         try:
             own = run.item(note.instrument or None, note.site or None)
@@ -135,11 +136,18 @@ def take_notes(run: Run, path: Path) -> list[Note]:
         except ValueError as error:
             raise ValueError(f"{path}, note {place - 1}: {error}") from None
         sae = note.sae or _sae(run, own, note.model)
-        taken.append(note._replace(**own, sae=sae, written=note.written or _now()))
+        new = note._replace(**own, sae=sae, written=note.written or _now())
+        if new.owner in taken:
+            named = f"{note.model}/{note.feature} by {note.by or 'nobody'}"
+            raise ValueError(f"{path}, note {place - 1}: is a second one on {named}; put both into one")
+        taken[new.owner] = new
     with Store(run.folder / FOLDER).lock():
-        kept = {note.owner: note for note in read_notes(run)} | {note.owner: note for note in taken}
+        kept = {note.owner: note for note in read_notes(run)}
+        for owner, new in taken.items():
+            before = kept.get(owner, new)
+            kept[owner] = taken[owner] = new._replace(text=new.text or before.text, tags=new.tags or before.tags)
         _write(run, [*kept.values()])
-    return taken
+    return [*taken.values()]
 
 
 def write_csv(notes: Iterable[Note], path: Path) -> None:
@@ -157,9 +165,11 @@ def _write(run: Run, notes: Iterable[Note]) -> None:
 
 
 def _parsed(path: Path) -> list[Note]:
-    with reading(path, "give a CSV file with the columns model, feature and text"):
+    with reading(path, "give a CSV file with the columns model, feature, and text or tags"):
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    if not text.strip():
+        raise ValueError(f"{path}: is empty; give a CSV file with the columns model, feature, and text or tags")
     notes = []
     for number, row in enumerate(rows, 1):
         place = f"{path}, note {number}"
@@ -187,6 +197,8 @@ def _fault(note: Note) -> str:
         return f"the note has {len(note.text):,} characters; at most {LONGEST:,} are kept"
     if bad := [tag for tag in note.tags if not _TAG.fullmatch(tag)]:
         return f"tag {short(bad[0], 60)!r}: must be up to 50 characters without blanks, commas and semicolons"
+    if note.by != note.by.strip() or (note.by and not note.by.isprintable()):
+        return f"the name {short(note.by, 60)!r} of who wrote it: must be one line without blanks around it"
     if len(note.by) > 100:
         return f"the name of who wrote it has {len(note.by):,} characters; at most 100 are kept"
     texts = [note.text, note.by, *note.tags]

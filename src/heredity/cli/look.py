@@ -97,7 +97,7 @@ def note(
     remove: Annotated[bool, Option("--remove", help="Delete the note of --by on the feature.")] = False,
     out: Annotated[Path | None, Option("-o", "--out", help="CSV file to write all notes into.")] = None,
     take: Annotated[
-        Path | None, Option("--from", help="CSV file to take notes from; needs model, feature, text.")
+        Path | None, Option("--from", help="CSV file to take notes from; needs model, feature, and text or tags.")
     ] = None,
     instrument: Instrument = None,
     site: Site = None,
