@@ -264,3 +264,18 @@ def test_a_feature_says_what_it_predicts_when_its_model_is_asked(visit, homes):
     there = visit(homes["server"], "#/feature?id=sums/5")
     there.main.get_by_role("button", name="ask its model").click()
     there.expect(there.main.get_by_role("table", name="Tokens it makes likelier")).to_be_visible()
+
+
+@pytest.mark.parametrize("address", ["#/flow", "#/flow?t=0.60", "#/flow?t=0.50&rule=mutual"])
+def test_every_band_leads_to_as_many_features_as_it_says(visit, homes, address):
+    there = visit(homes["file"], address)
+    bands = there.main.locator("a.band").evaluate_all(
+        "all => all.map(one => [one.ariaLabel, one.getAttribute('href')])"
+    )
+    assert len(bands) > 3
+    for words, href in bands:
+        said = re.match(r".*?: ([\d,]+) of ", plain(words))
+        assert said, words
+        there.go(href)
+        shown = re.match(r"([\d,]+) of ", plain(there.main.locator(".total").inner_text()))
+        assert shown and shown[1] == said[1], f"{words}: {href}"

@@ -1,5 +1,6 @@
 /** Which features fit: one pass over all of them, with the counts of every filter as the others stand. */
 import type { Columns, ModelColumns } from "./features";
+import { originOf, waysOf } from "./flow";
 
 export interface Filter {
   model?: string;
@@ -8,6 +9,11 @@ export interface Filter {
   /** Of the best match along the edge: above or not above `threshold` (or the edge's own). */
   fate?: "match" | "none";
   threshold?: number;
+  /** Where it is first found, as *Flow* has it, and along `edge` if there is one; and whether it has a match in no child. */
+  origin?: string;
+  to?: "nowhere";
+  /** Of these two: matches are each other's best. */
+  mutual?: boolean;
   kind?: string;
   domain?: string;
   density: [number | null, number | null];
@@ -97,6 +103,8 @@ export function select(sites: Sites[], filter: Filter): Found {
       const cuts = chosen.map(({ edge }) => columns.cut(filter.threshold ?? edge.threshold));
       const never = (filter.model === undefined || filter.model === model.name ? 0 : MODEL) | (filter.edge === undefined || chosen.length ? 0 : EDGE);
       const wanted = filter.fate === undefined ? 0 : filter.fate === "match" ? 1 : 2;
+      const ways = filter.origin === undefined && !filter.to ? null : waysOf(columns, model.name, model.size, filter.threshold ?? null, !!filter.mutual);
+      const way = ways && filter.edge !== undefined ? 1 << ways.into.findIndex(({ edge }) => edge === filter.edge) : 0;
       let ofModel = 0;
       let ofEdge = 0;
       for (let feature = 0; feature < model.size; feature++) {
@@ -112,6 +120,11 @@ export function select(sites: Sites[], filter: Filter): Found {
         if (domain !== -2 && model.domain[feature] !== domain) fail |= DOMAIN;
         if (verdict !== -2 && !(verdict >= 0 && judged & (1 << verdict))) fail |= VERDICT;
         if (wanted && !(fate & wanted)) fail |= FATE;
+        if (ways) {
+          const [comes, goes] = [ways.comes[feature], ways.goes[feature]];
+          if (!ways.live.flags[feature] || (filter.to && (goes || !ways.out.length))) fail |= OTHER;
+          if (filter.origin !== undefined && (originOf(model.name, ways.into, comes) !== filter.origin || (way && !(comes & way)))) fail |= OTHER;
+        }
         if (model.density[feature] < least || model.density[feature] > most) fail |= OTHER;
         if (scored) {
           const score = model.score[feature];
