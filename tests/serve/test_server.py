@@ -529,3 +529,8 @@ def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path, monkey
         port = taken.getsockname()[1]
         refused = command("serve", lineage.path, "--runs", run.folder.parent, "--port", port, code=2).stderr
     assert f"127.0.0.1:{port}: cannot be listened on" in " ".join(refused.split())
+
+
+def test_numpy_is_not_loaded_before_a_command_says_how_many_threads_it_has():
+    code = "import sys, heredity.cli; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import socket
 import webbrowser
 from typing import Annotated, Any
@@ -29,6 +30,9 @@ def serve(
     """Serve the report of a study that has been run, with every feature of it and texts to try, until interrupted."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
         raise ValueError(f"heredity serve needs {missing[0]}; {install('serve')}")
+    # NumPy reads it when it is loaded. Its products are small here, and its threads would wait for the next one by
+    # spinning, on a core that other answers need.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from heredity.analyses import Pipeline
     from heredity.engine.store import Store
     from heredity.results import RUN, as_recorded
