@@ -162,10 +162,10 @@ def screening(request, monkeypatch) -> Iterator[Screening]:
     """Each screen in turn, followed by the exacter ones, whatever the machine and the size of the problem."""
     seen, real = Screening(request.param, []), encode._screened
 
-    def counted(x, screen, *rest):
-        found = real(x, screen, *rest)
+    def counted(x, ready, *rest):
+        found = real(x, ready, *rest)
         useless = len(found.overfull) > encode.MOST_OVERFULL * len(x)
-        seen.candidates.append((screen.kind, -1 if useless else found.candidates))
+        seen.candidates.append((ready.screen.kind, -1 if useless else found.candidates))
         return found
 
     emulate_what_is_missing(monkeypatch)
@@ -230,7 +230,7 @@ def test_massive_activations_in_few_columns_leave_few_candidates(screening, plan
     bias = -(x @ weight.T).quantile(0.996, dim=0)
     found = sparse_encode(x, weight, bias, k)
     assert_same(found, dense_way(x, weight, bias, k))
-    if screening.kind == "int8":
+    if screening.kind in ("int8", "int16"):
         assert sum(n for _, n in screening.candidates) < 0.05 * len(x) * D_SAE
 
 
@@ -266,18 +266,20 @@ def test_thresholds_of_jumprelu_and_negative_biases_hold_for_every_screen(screen
 
 def test_adversarial_rounding_misses_nothing(screening):
     """Inputs and weights in the middle between two steps of a screen, all errors of one sign: the bounds still hold."""
-    # Of bfloat16's steps; of int8's, whose scale the first element sets.
+    # Of bfloat16's steps; of those of integers, whose scale the first element sets.
     half_step = 1 + 2.0**-8 - 2.0**-20
     x, weight = torch.full((64, D_IN), half_step), torch.full((D_SAE, D_IN), half_step)
-    if screening.kind == "int8":
-        x[:, 1:], weight[:, 1:] = 63.49 / 127 * half_step, 63.49 / 127 * half_step
+    if screening.kind in ("int8", "int16"):
+        levels = 127 if screening.kind == "int8" else screens.levels_of(D_IN)
+        x[:, 1:], weight[:, 1:] = (2 * [(levels // 2 + 0.49) / levels * half_step])
     # A few features are left just above or just below zero, by far less than what the screen loses; the rest far below.
     above = torch.full((D_SAE,), -40.0, dtype=torch.float64)
-    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * (0.5 if screening.kind == "int8" else 1.0)
+    lost = {"int8": 0.5, "int16": 0.5 * 127 / screens.levels_of(D_IN)}.get(screening.kind, 1.0)
+    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * lost
     bias = above - exact(x, weight, torch.zeros(D_SAE))[0, 0]
     bias = bias.float()[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))]
     found, pre_acts = dense_of(sparse_encode(x, weight, bias)) > 0, exact(x, weight, bias)
-    sure = (pre_acts.abs() > 1e-4).numpy()
+    sure = (pre_acts.abs() > 1e-4 * lost).numpy()
     np.testing.assert_array_equal(found[sure], (pre_acts > 0).numpy()[sure])
     if screening.kind == "float32":
         return

@@ -13,6 +13,8 @@ from numba.extending import overload
 from heredity.kernels.masks import BLOCK, above, larger, lowest
 from heredity.kernels.screens import Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
+from heredity.kernels.tiles import LANES as TILE_LANES
+from heredity.kernels.tiles import TOKENS, VECTORS, in_a_group, largest_of_groups
 
 LANES = 16  # features of a group, of which the largest stands for all
 GROUPS_PER_ACTIVE = 16  # of k active features, below which too many groups hold one to look into them singly
@@ -90,11 +92,15 @@ def _group_bounds(maxima, by_norm, by_rounding, rel, groups, bounds):
 
 
 def groups_of(screen: Screen, sizes: np.ndarray) -> np.ndarray:
-    """Of each group of features, those `groups` apart: the largest norm, rounding, and of `sizes` [d_sae]; float32
-    [3, groups]."""
+    """Of each group of features the largest norm, rounding, and of `sizes` [d_sae]; float32 [3, groups].
+
+    A group are features that lie `groups` apart, or, of an int16 screen, those that follow one another in its tiles.
+    """
     each = np.stack([screen.norm, screen.rounding, sizes])
-    missing = -each.shape[1] % LANES
-    return np.pad(each, ((0, 0), (0, missing))).reshape(3, LANES, -1).max(1)
+    size = in_a_group(each.shape[1]) if screen.kind == "int16" else LANES
+    missing = -each.shape[1] % (size * TILE_LANES if screen.kind == "int16" else size)
+    filled = np.pad(each, ((0, 0), (0, missing)))
+    return filled.reshape(3, -1, size).max(2) if screen.kind == "int16" else filled.reshape(3, size, -1).max(1)
 
 
 @compiled()
@@ -236,6 +242,63 @@ def sum_pre_acts(x, weight, bias, starts, features, values):
 
 
 @compiled()
+def _in_groups(maxima, size, reach, slack, own, x, counts, rel, groups, weight, bias, k, limit):
+    """As `candidates_of`, from what a screen finds largest in each group of features that follow one another.
+
+    maxima: float32 [n, at least groups]; size: features of a group. All those of a group that may hold a candidate are
+    candidates.
+    """
+    n, d_sae, number = len(maxima), len(weight), groups.shape[1]
+    bounds, near, cut = np.empty(number, np.float32), np.empty(number + 1, np.int32), np.float32(0)
+    surely, coarse = np.empty(number, np.float32), np.empty(number // TILE_LANES, np.float32)
+    features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
+    for i in range(n):
+        row, multiplied = maxima[i, :number], np.float32(0)
+        for c in range(own.shape[1]):
+            multiplied += abs(own[i, c])
+        by_norm, by_rounding = slack[i] + 2 * rel * (reach[i] + multiplied), reach[i] * (1 + 2 * rel)
+        _group_bounds(row, by_norm, by_rounding, 4 * rel, groups, bounds)
+        if k > 0:
+            # At least k groups lie above this cut, and k of them surely hold a feature above the next.
+            some = row
+            if len(coarse) >= GROUPS_PER_ACTIVE * k:
+                _largest_of_groups(row, coarse)
+                some = coarse
+            found = collect(row, bisect(some, k, k + k // 4, 16), near)
+            for g in range(found):
+                surely[g] = row[near[g]] - (bounds[near[g]] - row[near[g]])
+            cut = below_largest(surely[:found], k)
+        left = collect(bounds, cut, near)
+        counts[i] = -1
+        if left * size <= limit:
+            start = at
+            for g in range(left):
+                for j in range(near[g] * size, min((near[g] + 1) * size, d_sae)):
+                    features[at] = j
+                    at += 1
+            counts[i] = at - start
+    return features[:at].copy(), np.full(at, np.float32(np.nan))
+
+
+@compiled()
+def active_in_groups(
+    rows, scale, reach, slack, own, x, found, counts, rel, groups, tiles, weight, bias, floor, k, limit
+):  # fmt: skip
+    """`active_of` for an int16 screen. rows: int16 [n, d_in]; own: float32 [n, m], columns that `tiles` multiply apart;
+    groups: `groups_of`; tiles: `Tiles`."""
+    (n, d_in), (merged, pairs) = rows.shape, tiles[0].shape[1:3]
+    whole = (n + TOKENS - 1) // TOKENS * TOKENS
+    filled, steps = np.zeros((whole, 2 * pairs), np.int16), np.zeros(whole, np.float32)
+    filled[:n, :d_in], steps[:n] = rows, scale
+    apart = np.zeros((whole, own.shape[1]), np.float32)
+    apart[:n] = own
+    size = merged * VECTORS
+    maxima = largest_of_groups(filled, steps, apart, tiles[0], tiles[1], tiles[2], tiles[3])
+    features, values = _in_groups(maxima[:n], size, reach, slack, own, x, found, rel, groups, weight, bias, k, limit)
+    return _decided(found, features, values, x, weight, bias, floor, k, counts)
+
+
+@compiled()
 def active_of(
     products, scale, reach, slack, apart, x, found, counts, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight,
     bias, plain, sizes, floor, k, limit
@@ -249,6 +312,12 @@ def active_of(
         products, scale, reach, slack, apart, x, found, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight, bias,
         plain, sizes, k, limit
     )  # fmt: skip
+    return _decided(found, features, values, x, weight, bias, floor, k, counts)
+
+
+@compiled()
+def _decided(found, features, values, x, weight, bias, floor, k, counts):
+    """What is active among the candidates of each row, `found` many, -1 of rows that have none here."""
     starts = np.zeros(len(found) + 1, np.int64)
     for i in range(len(found)):
         starts[i + 1] = starts[i] + max(found[i], 0)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from heredity.kernels import paths
-from heredity.kernels.candidates import active_of, groups_of
+from heredity.kernels.candidates import active_in_groups, active_of, groups_of
 from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
+from heredity.kernels.tiles import Tiles, in_a_group, make_tiles
 from heredity.kernels.torch_forms import active_entries, key_starts
 
 # Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
@@ -29,7 +30,7 @@ TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates dec
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
 MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
-EXACT_COLUMNS = 8  # most columns of x that an int8 screen leaves to float32
+EXACT_COLUMNS = 8  # most columns of x that a screen of integers leaves to float32
 OUTLYING = 8.0  # largest element of such a column relative to the median column's
 
 
@@ -52,6 +53,15 @@ class Apart(NamedTuple):
 
     columns: np.ndarray  # int64 [m]
     weight: np.ndarray  # float32 [m, d_sae]: the encoder's for these columns
+
+
+class _Ready(NamedTuple):
+    """What all chunks of a call need of the encoder and a screen of its weight."""
+
+    screen: Screen
+    apart: Apart  # no columns for screens of floats
+    groups: np.ndarray  # float32 [3, groups], `groups_of` the screen
+    tiles: Tiles | None  # of an int16 screen
 
 
 def sparse_encode(
@@ -116,14 +126,13 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     """
     d_sae, d_in = encoder.weight.shape
     exacter = paths.exacter(screen.kind, d_in, d_sae)
-    apart = _apart(largest, encoder.weight) if screen.kind == "int8" else None
-    groups = groups_of(screen, encoder.sizes)
+    ready = _ready(screen, largest, encoder)
     parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
     while at < len(x):
-        rows = TRIAL_ROWS if trial and exacter else max(16, CHUNK_BYTES // (screen.bytes_per_product * d_sae))
+        rows = TRIAL_ROWS if trial and exacter else max(16, int(CHUNK_BYTES / (_bytes_per_product(screen) * d_sae)))
         chunk = x[at : at + rows]
         limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
-        found = _screened(chunk, screen, groups, apart, encoder, limit)
+        found = _screened(chunk, ready, encoder, limit)
         useless = len(found.overfull) > MOST_OVERFULL * len(chunk)
         if not useless:
             parts.append(found.acts)
@@ -133,7 +142,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
         spurious = (found.candidates - len(found.acts.values)) / (len(chunk) * d_sae)
         if exacter and (useless or (trial and paths.pays(exacter[0], screen.kind, spurious, d_in, d_sae))):
             screen, exacter, trial = make_screen(encoder.weight, exacter[0]), exacter[1:], True
-            groups = groups_of(screen, encoder.sizes)
+            ready = _ready(screen, largest, encoder)
         else:
             trial = False
     acts, rows = _joined(parts, d_sae), np.concatenate(overfull or [np.empty(0, np.int64)])
@@ -143,36 +152,50 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     return _filled(acts, rows, _encoded(x[torch.from_numpy(rows)], largest, encoder, exact))
 
 
-def _apart(largest: np.ndarray, weight: Tensor) -> Apart | None:
-    """The columns that would leave the others few of the steps of int8, by the largest element of each [d_in]."""
-    middle = len(largest) // 2
-    columns = np.flatnonzero(largest > OUTLYING * np.partition(largest, middle)[middle])
-    columns = np.sort(columns[np.argsort(-largest[columns], kind="stable")[:EXACT_COLUMNS]])
-    return Apart(columns, np.ascontiguousarray(weight.numpy()[:, columns].T)) if len(columns) else None
+def _ready(screen: Screen, largest: np.ndarray, encoder: Encoder) -> _Ready:
+    columns, weight = np.empty(0, np.int64), encoder.weight.numpy()
+    if screen.kind in ("int8", "int16"):
+        # The columns that would leave the others few of the steps.
+        middle = len(largest) // 2
+        columns = np.flatnonzero(largest > OUTLYING * np.partition(largest, middle)[middle])
+        columns = np.sort(columns[np.argsort(-largest[columns], kind="stable")[:EXACT_COLUMNS]])
+    apart = Apart(columns, np.ascontiguousarray(weight[:, columns].T))
+    tiles = None
+    if screen.kind == "int16":
+        tiles = make_tiles(screen.rows.numpy(), screen.scale, encoder.plain, apart.weight)
+    return _Ready(screen, apart, groups_of(screen, encoder.sizes), tiles)
 
 
-def _screened(
-    x: Tensor, screen: Screen, groups: np.ndarray, apart: Apart | None, encoder: Encoder, limit: int
-) -> _Chunk:
-    """Active features of a chunk of rows, none of those rows that have more than `limit` candidates.
+def _bytes_per_product(screen: Screen) -> float:
+    """Bytes of what a screen writes, per product that it makes."""
+    return 4 / in_a_group(len(screen.scale)) if screen.kind == "int16" else 2 if screen.kind == "bf16" else 4
 
-    groups: float32 [3, groups], `groups_of` the screen.
-    """
+
+def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
+    """Active features of a chunk of rows, none of those rows that have more than `limit` candidates."""
+    screen, apart, groups, tiles = ready
     n, (d_sae, d_in) = len(x), encoder.weight.shape
-    own, rest, w_own = np.empty((n, 0), np.float32), x, np.empty((0, d_sae), np.float32)
-    if apart is not None and screen.kind == "int8":
+    own, rest = np.empty((n, 0), np.float32), x
+    if len(apart.columns):
         rest = x.clone()
         rest[:, apart.columns] = 0
-        own, w_own = np.ascontiguousarray(x.numpy()[:, apart.columns]), apart.weight
+        own = np.ascontiguousarray(x.numpy()[:, apart.columns])
     rounded = make_screen(rest, screen.kind)
     # The sums of a float32 product, of a candidate's pre-activation and of the columns apart have errors of their own.
     norm = np.hypot(rounded.norm, np.linalg.norm(own, axis=1)).astype(np.float32) if own.size else rounded.norm
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
-    made, found, counts = products(rounded, screen), np.empty(n, np.int64), np.empty(n, np.int64)
-    per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), found, counts
-    per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own, groups
-    chosen = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor, encoder.k, limit
-    parts = in_ranges(lambda a, b: active_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2)
+    found, counts, rel = np.empty(n, np.int64), np.empty(n, np.int64), output_rounding(screen.kind)
+    bounds = rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), found, counts
+    if tiles is not None:
+        per_row, work = (rounded.rows.numpy(), *bounds), active_in_groups
+        chosen = rel, groups, tiles, encoder.weight.numpy(), encoder.bias, encoder.floor, encoder.k, limit
+    else:
+        per_row, work = (products(rounded, screen), *bounds), active_of
+        per_feature = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
+        weights = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor
+        chosen = *per_feature, *weights, encoder.k, limit
+    pieces = 2 if tiles is None else 1  # each of them reads all the weights
+    parts = in_ranges(lambda a, b: work(*(each[a:b] for each in per_row), *chosen), n, n * d_sae, pieces)
     overfull = np.flatnonzero(found < 0)
     acts = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
     return _Chunk(acts, int(found[found > 0].sum()), overfull)

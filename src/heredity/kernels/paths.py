@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 
-from heredity.kernels.candidates import sum_pre_acts
+from heredity.kernels.candidates import LANES, sum_pre_acts
 from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, products
+from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 64, 1024  # rows of the products that are timed, and features, or more where they would be small:
 SIZE = 1 << 25  # multiplications from which what a call costs besides hardly counts
+LARGE = 1 << 14  # features of those that are not hopeless: their products have left the nearest cache by then
 DECIDED = 8  # rows whose candidates are timed, every other feature
 CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
 # Calls of a product before the clock runs, fewest that are timed, and seconds that all are repeated for, in turns. Time
@@ -34,10 +36,12 @@ WORTH = 0.9  # share of the next exacter product's time below which a screen is 
 
 
 class Costs(NamedTuple):
-    """Seconds of a processor per multiplication and addition; infinite where there is no such product."""
+    """Seconds of a processor per multiplication and addition, with one look at what is written of the products;
+    infinite where there is no such product."""
 
     int8: float
     bf16: float
+    int16: float
     float32: float
     dot: float  # of a candidate that is decided
 
@@ -57,7 +61,7 @@ def screens(d_in: int, d_sae: int) -> tuple[Kind, ...]:
             raise ValueError(f"{FORCE}={forced}: no such product of {d_in} inputs here; choose float32 or unset it")
         return (kind,)
     chosen: tuple[Kind, ...] = ("float32",)
-    for kind in ("bf16", "int8"):
+    for kind in ("int16", "bf16", "int8"):
         if getattr(costs, kind) < WORTH * getattr(costs, chosen[0]):
             chosen = (kind, *chosen)
     return chosen
@@ -77,8 +81,12 @@ def pays(other: Kind, kind: Kind, spurious: float, d_in: int, d_sae: int) -> boo
 
 def costs_of(d_in: int, d_sae: int) -> Costs:
     """Costs for an encoder of this shape; measured once per process, shape and number of torch's threads."""
-    timed = max(FEATURES, SIZE // (ROWS * max(d_in, 1)))
-    return _measured(d_in, min(d_sae, timed), torch.get_num_threads())
+    return _measured(d_in, min(d_sae, max(_small(d_in), LARGE)), torch.get_num_threads())
+
+
+def _small(d_in: int) -> int:
+    """Features of the products that tell which kinds are hopeless."""
+    return max(FEATURES, SIZE // (ROWS * max(d_in, 1)))
 
 
 def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
@@ -101,9 +109,14 @@ def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
 def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 - costs differ by threads
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, d_in, generator=generator) for n in (ROWS, features))
-    products_of = {kind: _product(kind, x, weight) for kind in get_args(Kind)}
-    seconds = _fastest({kind: product for kind, product in products_of.items() if product})
-    every_other = np.arange(0, features, 2, dtype=np.int32)
+    kinds: list[Kind] = list(get_args(Kind))
+    seconds: dict[Kind, float] = dict.fromkeys(kinds, np.inf)
+    for some in sorted({min(features, _small(d_in)), features}):
+        calls = [(kind, _product(kind, x, weight[:some])) for kind in kinds]
+        found = _fastest({kind: call for kind, call in calls if call})
+        kinds = [kind for kind in found if found[kind] <= HOPELESS * found["float32"]]
+        seconds |= {kind: taken / (ROWS * some * d_in) for kind, taken in found.items()}
+    every_other = np.arange(0, min(features, _small(d_in)), 2, dtype=np.int32)
     starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
     values = np.empty(len(listed), np.float32)
     encoder = x[:DECIDED].numpy(), weight.numpy(), np.zeros(features, np.float32)
@@ -114,12 +127,11 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 
 
     decide()
     dot = min(timeit.repeat(decide, timer=time.process_time, number=1, repeat=REPEATS)) / (d_in * len(listed))
-    each = {kind: seconds.get(kind, np.inf) / (ROWS * features * d_in) for kind in get_args(Kind)}
-    return Costs(**each, dot=dot)
+    return Costs(**seconds, dot=dot)
 
 
 def _product(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
-    """A product that has run; None where there is none, or none that is right."""
+    """A product that has run, and a look at it; None where there is none, or none that is right."""
     if kind == "int8" and x.shape[1] > WIDEST_INT8:
         return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
@@ -128,10 +140,25 @@ def _product(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], 
         # `torch._int_mm` is no public function, and wrong for a d_in of 1 in some versions.
         if kind == "int8" and not _is_exact(*(side._replace(rows=side.rows[:CHECKED]) for side in sides)):
             return None
+        call = _tiled(*sides) if kind == "int16" else partial(_looked_at, *sides)
         for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
-            products(*sides)
-        return partial(products, *sides)
+            call()
+        return call
     return None
+
+
+def _looked_at(x: Screen, weight: Screen) -> np.ndarray:
+    made = products(x, weight)
+    return made[:, : made.shape[1] // LANES * LANES].reshape(len(made), LANES, -1).max(1)
+
+
+def _tiled(x: Screen, weight: Screen) -> Callable[[], object]:
+    """Tiles of the products, of which no more than what is looked at is written."""
+    (n, d_in), none = x.rows.shape, np.empty((0, len(weight.scale)), np.float32)
+    tiles = make_tiles(weight.rows.numpy(), weight.scale, np.zeros(len(weight.scale), np.float32), none)
+    rows = np.zeros((n // TOKENS * TOKENS, (d_in + 1) // 2 * 2), np.int16)
+    rows[:, :d_in] = x.rows.numpy()[: len(rows)]
+    return partial(largest_of_groups, rows, x.scale, np.empty((n, 0), np.float32), *tiles)
 
 
 def _is_exact(x: Screen, weight: Screen) -> bool:

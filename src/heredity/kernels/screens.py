@@ -6,11 +6,14 @@ little from those in any other order.
 
     int8     rows scaled by their largest element; products exact in int32
     bf16     products summed in float32 and rounded to bfloat16
+    int16    as int8, in as many steps as sums of this length leave room for; only the largest products are kept (tiles)
     float32  the rows as they are
 """
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,10 +23,10 @@ from torch import Tensor
 from heredity.kernels.sparse import FAST, compiled, in_ranges
 from heredity.kernels.torch_forms import OUTPUT_ROUNDING, linear
 
-Kind = Literal["int8", "bf16", "float32"]
+Kind = Literal["int8", "bf16", "int16", "float32"]
 
-LEVELS = np.float32(127)  # steps of int8 on each side of 0
-WIDEST_INT8 = (2**31 - 1) // 127**2  # longest rows whose products cannot overflow int32
+LEVELS = 127  # steps of int8 on each side of 0
+WIDEST_INT8 = (2**31 - 1) // LEVELS**2  # longest rows whose products cannot overflow int32
 SLACK = np.float32(1 + 1e-3)  # of every norm: its sum of squares is rounded too, and bounds must hold
 SLACK_OF_STEPS = np.float32(2.0**-21)  # relative error of an element divided by its scale, twice over
 _LEAST = np.float32(1e-30)  # least element that rows are scaled by, so that its inverse is finite
@@ -33,23 +36,27 @@ class Screen(NamedTuple):
     """Rows of a matrix [n, d] in the form that is multiplied, and bounds of their rounding."""
 
     kind: Kind
-    rows: Tensor  # [n, d]: int8, bfloat16, or the float32 rows themselves
+    rows: Tensor  # [n, d]: int8, bfloat16, int16, or the float32 rows themselves
     scale: np.ndarray  # float32 [n]: the value of one integer step; 1 where rows are floats
     norm: np.ndarray  # float32 [n]: at least the norm of the exact row
     rounding: np.ndarray  # float32 [n]: at least the norm of the exact row minus the rounded one
 
-    @property
-    def bytes_per_product(self) -> int:
-        """Bytes of one of `products`."""
-        return 2 if self.kind == "bf16" else 4
+
+_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "int16": torch.int16}
+
+
+def levels_of(d_in: int) -> int:
+    """Steps of int16 on each side of 0 with which products of rows of this length cannot overflow int32."""
+    return min(math.isqrt((2**31 - 1) // (d_in + 1)), 2**15 - 1)
 
 
 def make_screen(x: Tensor, kind: Kind) -> Screen:
     """Round rows x [n, d], float32 and contiguous on a CPU."""
     scale, norm, rounding = np.ones(len(x), np.float32), np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
-    rows = x if kind == "float32" else torch.empty(x.shape, dtype=torch.int8 if kind == "int8" else torch.bfloat16)
-    if kind == "int8":
-        measure, arrays = _to_int8, (rows.numpy(), scale, norm, rounding)
+    rows = x if kind == "float32" else torch.empty(x.shape, dtype=_DTYPES[kind])
+    if kind in ("int8", "int16"):
+        levels = np.float32(LEVELS if kind == "int8" else levels_of(x.shape[1]))
+        measure, arrays = partial(_to_integers, levels), (rows.numpy(), scale, norm, rounding)
     elif kind == "bf16":
         measure, arrays = _to_bfloat16, (rows.view(torch.uint16).numpy(), norm, rounding)
     else:
@@ -60,7 +67,7 @@ def make_screen(x: Tensor, kind: Kind) -> Screen:
 
 
 def products(x: Screen, weight: Screen) -> np.ndarray:
-    """x [n, d] times the transpose of weight [m, d]: int32, float32, or the uint16 bits of bfloat16 [n, m].
+    """x [n, d] times the transpose of weight [m, d]: int32, float32, or the uint16 bits of bfloat16 [n, m]; not int16.
 
     Raises RuntimeError where torch has no such product for this processor.
     """
@@ -155,14 +162,14 @@ def _to_bfloat16(x, bits, rounded, norm, rounding):
 
 
 @compiled(FAST)
-def _to_int8(x, bits, rounded, scale, norm, rounding):
+def _to_integers(levels, x, bits, rounded, scale, norm, rounding):
     for i in range(len(x)):
-        row, low, unit = x[i], rounded[i], max(_largest(bits[i]), _LEAST) / LEVELS
+        row, low, unit = x[i], rounded[i], max(_largest(bits[i]), _LEAST) / levels
         inverse, square, lost = np.float32(1) / unit, np.float32(0), np.float32(0)
         for c in range(len(row)):
             steps = row[c] * inverse
             nearest = np.rint(steps)
-            low[c] = np.int8(np.int32(nearest))
+            low[c] = np.int32(nearest)
             square += steps * steps
             lost += (steps - nearest) * (steps - nearest)
         scale[i], norm[i] = unit, SLACK * unit * np.sqrt(square)
