@@ -31,8 +31,8 @@ from planted import oracle, vectors, world
 from sae_peers import Setting
 
 from heredity.features.correlate import correlate
-from heredity.kernels.paths import screens
-from heredity.kernels.screens import make_screen, products
+from heredity.kernels.paths import product_of, screens
+from heredity.kernels.screens import make_screen
 from heredity.kernels.torch_forms import linear
 
 SMALL, MIDDLE, FULL = StepSizes(256, 2048, 1024, 3), StepSizes(256, 4096, 1024, 3), StepSizes(1024, 16384, 3072, 3)
@@ -61,7 +61,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> tuple[Callable[[], object]
     if kind == "float32":
         return lambda: linear(x, weight), kind
     sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind)
-    return lambda: products(*sides), kind
+    return product_of(*sides), kind
 
 
 def of_saes() -> Iterator[HotPath]:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -97,21 +96,21 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
 
 def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
     """Products of the encoder's shape, which no encoding or step can do without: float32, and what screens here."""
-    from heredity.kernels.paths import screens
-    from heredity.kernels.screens import make_screen, products
+    from heredity.kernels.paths import product_of, screens
+    from heredity.kernels.screens import make_screen
     from heredity.kernels.torch_forms import linear
 
     calls: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
     for kind in screens(weight.shape[1], len(weight)):
         if kind != "float32":
             sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind)
-            calls[kind] = partial(products, *sides)
+            calls[kind] = product_of(*sides)
     return calls
 
 
 def timed_case(name: str, package: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """What every case says of its times: the screen that ours begins with, `ours`, `theirs` and the floors."""
-    floor = {kind: seconds[kind] for kind in ("int8", "bf16", "float32") if kind in seconds}
+    floor = {kind: seconds[kind] for kind in ("int8", "bf16", "int16", "float32") if kind in seconds}
     screen = next(iter(floor))
     return {
         "case": name,

@@ -271,7 +271,7 @@ def test_adversarial_rounding_misses_nothing(screening):
     x, weight = torch.full((64, D_IN), half_step), torch.full((D_SAE, D_IN), half_step)
     if screening.kind in ("int8", "int16"):
         levels = 127 if screening.kind == "int8" else screens.levels_of(D_IN)
-        x[:, 1:], weight[:, 1:] = (2 * [(levels // 2 + 0.49) / levels * half_step])
+        x[:, 1:], weight[:, 1:] = 2 * [(levels // 2 + 0.49) / levels * half_step]
     # A few features are left just above or just below zero, by far less than what the screen loses; the rest far below.
     above = torch.full((D_SAE,), -40.0, dtype=torch.float64)
     lost = {"int8": 0.5, "int16": 0.5 * 127 / screens.levels_of(D_IN)}.get(screening.kind, 1.0)

@@ -43,7 +43,9 @@ def generic(monkeypatch) -> None:
         (np.inf, np.inf, np.inf, ("float32",)),
     ],
 )
-def test_the_fastest_screen_comes_first_and_only_exacter_and_slower_ones_follow(monkeypatch, int8, bf16, int16, expected):
+def test_the_fastest_screen_comes_first_and_only_exacter_and_slower_ones_follow(
+    monkeypatch, int8, bf16, int16, expected
+):
     monkeypatch.setattr(paths, "_measured", lambda *shape: Costs(int8, bf16, int16, 4.0, 20.0))
     assert paths.screens(64, 512) == expected
     for kind, others in zip(expected, (expected[i:] for i in range(1, 5)), strict=False):
@@ -77,7 +79,7 @@ def test_a_screen_that_is_missing_cannot_be_forced(monkeypatch, generic):
 
 
 def test_rows_too_long_for_int32_sums_are_not_multiplied_in_int8():
-    assert paths._product("int8", torch.ones(2, screens.WIDEST_INT8 + 1), torch.ones(3, 1)) is None
+    assert paths._looked_at("int8", torch.ones(2, screens.WIDEST_INT8 + 1), torch.ones(3, 1)) is None
 
 
 def test_an_integer_product_that_is_wrong_counts_as_missing(monkeypatch):

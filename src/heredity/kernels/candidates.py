@@ -242,13 +242,13 @@ def sum_pre_acts(x, weight, bias, starts, features, values):
 
 
 @compiled()
-def _in_groups(maxima, size, reach, slack, own, x, counts, rel, groups, weight, bias, k, limit):
+def _in_groups(maxima, d_sae, size, reach, slack, own, counts, rel, groups, k, limit):
     """As `candidates_of`, from what a screen finds largest in each group of features that follow one another.
 
     maxima: float32 [n, at least groups]; size: features of a group. All those of a group that may hold a candidate are
     candidates.
     """
-    n, d_sae, number = len(maxima), len(weight), groups.shape[1]
+    n, number = len(maxima), groups.shape[1]
     bounds, near, cut = np.empty(number, np.float32), np.empty(number + 1, np.int32), np.float32(0)
     surely, coarse = np.empty(number, np.float32), np.empty(number // TILE_LANES, np.float32)
     features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
@@ -294,7 +294,7 @@ def active_in_groups(
     apart[:n] = own
     size = merged * VECTORS
     maxima = largest_of_groups(filled, steps, apart, tiles[0], tiles[1], tiles[2], tiles[3])
-    features, values = _in_groups(maxima[:n], size, reach, slack, own, x, found, rel, groups, weight, bias, k, limit)
+    features, values = _in_groups(maxima[:n], len(weight), size, reach, slack, own, found, rel, groups, k, limit)
     return _decided(found, features, values, x, weight, bias, floor, k, counts)
 
 

@@ -20,16 +20,20 @@ import torch
 
 from heredity.kernels.candidates import LANES, sum_pre_acts
 from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, products
+from heredity.kernels.sparse import in_ranges
 from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 64, 1024  # rows of the products that are timed, and features, or more where they would be small:
 SIZE = 1 << 25  # multiplications from which what a call costs besides hardly counts
-LARGE = 1 << 14  # features of those that are not hopeless: their products have left the nearest cache by then
+# Features of those that are not hopeless, whose products have left the nearest cache by then, and how many
+# multiplications they may take.
+LARGE, LARGE_SIZE = 1 << 14, 1 << 28
 DECIDED = 8  # rows whose candidates are timed, every other feature
 CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
 # Calls of a product before the clock runs, fewest that are timed, and seconds that all are repeated for, in turns. Time
-# is that of the processors, and the fastest call counts: beside other work a call waits for them as long as it takes.
+# is that of the calling thread, which works as long as torch's others do, and the fastest call counts: beside other
+# work a call waits for processors as long as it takes, and clocks of all threads are not of the moment.
 WARM_UP, REPEATS, BUDGET = 2, 5, 0.01
 HOPELESS = 4  # a product that takes this many times float32's is not repeated
 WORTH = 0.9  # share of the next exacter product's time below which a screen is taken
@@ -81,7 +85,8 @@ def pays(other: Kind, kind: Kind, spurious: float, d_in: int, d_sae: int) -> boo
 
 def costs_of(d_in: int, d_sae: int) -> Costs:
     """Costs for an encoder of this shape; measured once per process, shape and number of torch's threads."""
-    return _measured(d_in, min(d_sae, max(_small(d_in), LARGE)), torch.get_num_threads())
+    large = min(LARGE, LARGE_SIZE // (ROWS * max(d_in, 1)))
+    return _measured(d_in, min(d_sae, max(_small(d_in), large)), torch.get_num_threads())
 
 
 def _small(d_in: int) -> int:
@@ -106,16 +111,21 @@ def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=64)
-def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 - costs differ by threads
+def _measured(d_in: int, features: int, threads: int) -> Costs:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, d_in, generator=generator) for n in (ROWS, features))
     kinds: list[Kind] = list(get_args(Kind))
     seconds: dict[Kind, float] = dict.fromkeys(kinds, np.inf)
     for some in sorted({min(features, _small(d_in)), features}):
-        calls = [(kind, _product(kind, x, weight[:some])) for kind in kinds]
-        found = _fastest({kind: call for kind, call in calls if call})
+        calls: dict[Kind, Callable[[], object]] = {}
+        for kind in kinds:
+            call = _looked_at(kind, x, weight[:some])
+            calls |= {kind: call} if call else {}
+        found = _fastest(calls)
         kinds = [kind for kind in found if found[kind] <= HOPELESS * found["float32"]]
-        seconds |= {kind: taken / (ROWS * some * d_in) for kind, taken in found.items()}
+        seconds |= {
+            kind: taken * (1 if kind == "int16" else threads) / (ROWS * some * d_in) for kind, taken in found.items()
+        }
     every_other = np.arange(0, min(features, _small(d_in)), 2, dtype=np.int32)
     starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
     values = np.empty(len(listed), np.float32)
@@ -126,12 +136,12 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 
         sum_pre_acts(*encoder, starts, listed, values)
 
     decide()
-    dot = min(timeit.repeat(decide, timer=time.process_time, number=1, repeat=REPEATS)) / (d_in * len(listed))
+    dot = min(timeit.repeat(decide, timer=time.thread_time, number=1, repeat=REPEATS)) / (d_in * len(listed))
     return Costs(**seconds, dot=dot)
 
 
-def _product(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
-    """A product that has run, and a look at it; None where there is none, or none that is right."""
+def _looked_at(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
+    """A product that has run, and a look at what it wrote; None where there is none, or none that is right."""
     if kind == "int8" and x.shape[1] > WIDEST_INT8:
         return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
@@ -140,25 +150,32 @@ def _product(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], 
         # `torch._int_mm` is no public function, and wrong for a d_in of 1 in some versions.
         if kind == "int8" and not _is_exact(*(side._replace(rows=side.rows[:CHECKED]) for side in sides)):
             return None
-        call = _tiled(*sides) if kind == "int16" else partial(_looked_at, *sides)
+        call = product_of(*sides, threads=1)
+        looked = call if kind == "int16" else lambda: _look(call())
         for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
-            call()
-        return call
+            looked()
+        return looked
     return None
 
 
-def _looked_at(x: Screen, weight: Screen) -> np.ndarray:
-    made = products(x, weight)
+def _look(made: Any) -> np.ndarray:
     return made[:, : made.shape[1] // LANES * LANES].reshape(len(made), LANES, -1).max(1)
 
 
-def _tiled(x: Screen, weight: Screen) -> Callable[[], object]:
-    """Tiles of the products, of which no more than what is looked at is written."""
+def product_of(x: Screen, weight: Screen, threads: int | None = None) -> Callable[[], Any]:
+    """The product of two screens of one kind, to be called: what encoding cannot do without. threads: of int16's."""
+    if x.kind != "int16":
+        return partial(products, x, weight)
     (n, d_in), none = x.rows.shape, np.empty((0, len(weight.scale)), np.float32)
     tiles = make_tiles(weight.rows.numpy(), weight.scale, np.zeros(len(weight.scale), np.float32), none)
-    rows = np.zeros((n // TOKENS * TOKENS, (d_in + 1) // 2 * 2), np.int16)
+    rows, own = np.zeros((n // TOKENS * TOKENS, (d_in + 1) // 2 * 2), np.int16), np.empty((n, 0), np.float32)
     rows[:, :d_in] = x.rows.numpy()[: len(rows)]
-    return partial(largest_of_groups, rows, x.scale, np.empty((n, 0), np.float32), *tiles)
+
+    def some(a: int, b: int) -> np.ndarray:
+        part = slice(a * TOKENS, b * TOKENS)
+        return largest_of_groups(rows[part], x.scale[part], own[part], *tiles)
+
+    return lambda: in_ranges(some, n // TOKENS, n * tiles.rows.size, threads=threads)
 
 
 def _is_exact(x: Screen, weight: Screen) -> bool:
@@ -166,13 +183,13 @@ def _is_exact(x: Screen, weight: Screen) -> bool:
 
 
 def _fastest(calls: dict[Kind, Callable[[], object]]) -> dict[Kind, float]:
-    """Processors' seconds of the fastest call of each kind."""
+    """The calling thread's seconds of the fastest call of each kind."""
     seconds, end, rounds = dict.fromkeys(calls, np.inf), time.perf_counter() + BUDGET, 0
     while rounds < REPEATS or time.perf_counter() < end:
         for kind, call in calls.items():
             if not rounds or seconds[kind] <= HOPELESS * seconds["float32"]:
-                start = time.process_time()
+                start = time.thread_time()
                 call()
-                seconds[kind] = min(seconds[kind], time.process_time() - start)
+                seconds[kind] = min(seconds[kind], time.thread_time() - start)
         rounds += 1
     return seconds
