@@ -96,11 +96,12 @@ def groups_of(screen: Screen, sizes: np.ndarray) -> np.ndarray:
 
     A group are features that lie `groups` apart, or, of an int16 screen, those that follow one another in its tiles.
     """
-    each = np.stack([screen.norm, screen.rounding, sizes])
-    size = in_a_group(each.shape[1]) if screen.kind == "int16" else LANES
-    missing = -each.shape[1] % (size * TILE_LANES if screen.kind == "int16" else size)
-    filled = np.pad(each, ((0, 0), (0, missing)))
-    return filled.reshape(3, -1, size).max(2) if screen.kind == "int16" else filled.reshape(3, size, -1).max(1)
+    d_sae, consecutive = len(sizes), screen.kind == "int16"
+    size = in_a_group(d_sae) if consecutive else LANES
+    whole = size * TILE_LANES if consecutive else size
+    filled = np.zeros((3, -(-d_sae // whole) * whole), np.float32)
+    filled[:, :d_sae] = screen.norm, screen.rounding, sizes
+    return filled.reshape(3, -1, size).max(2) if consecutive else filled.reshape(3, size, -1).max(1)
 
 
 @compiled()

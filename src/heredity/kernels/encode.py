@@ -30,6 +30,7 @@ TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates dec
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
 MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
+OF_A_TILE = 32  # multiplications of tiles that take as long as one elementary operation
 EXACT_COLUMNS = 8  # most columns of x that a screen of integers leaves to float32
 OUTLYING = 8.0  # largest element of such a column relative to the median column's
 
@@ -194,8 +195,9 @@ def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
         per_feature = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
         weights = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor
         chosen = *per_feature, *weights, encoder.k, limit
-    pieces = 2 if tiles is None else 1  # each of them reads all the weights
-    parts = in_ranges(lambda a, b: work(*(each[a:b] for each in per_row), *chosen), n, n * d_sae, pieces)
+    # Tiles are made in the threads, and each piece of them reads all the weights.
+    pieces, operations = (2, n * d_sae) if tiles is None else (1, n * d_sae * max(1, d_in // OF_A_TILE))
+    parts = in_ranges(lambda a, b: work(*(each[a:b] for each in per_row), *chosen), n, operations, pieces)
     overfull = np.flatnonzero(found < 0)
     acts = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
     return _Chunk(acts, int(found[found > 0].sum()), overfull)

@@ -45,12 +45,12 @@ def make_tiles(rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np
     d_sae, d_in = rows.shape
     merged = in_a_group(d_sae) // VECTORS
     blocks = -(-d_sae // (PANEL * merged))
-    missing = blocks * PANEL * merged - d_sae
     packed = np.empty((blocks, merged, (d_in + 1) // 2, VECTORS, LANES, 2), np.int16)
     in_ranges(lambda a, b: _pack(rows, packed, a, b), blocks, packed.size)
 
     def in_order(values: np.ndarray, filling: float) -> np.ndarray:
-        filled = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)], constant_values=filling)
+        filled = np.full((*values.shape[:-1], blocks * PANEL * merged), filling, np.float32)
+        filled[..., :d_sae] = values
         by_lane = filled.reshape(*values.shape[:-1], blocks, LANES, merged, VECTORS)
         return np.ascontiguousarray(np.moveaxis(by_lane, -3, -1))
 
