@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
 from heredity.kernels.processors import free_memory
+from heredity.kernels.sparse import in_ranges
 
 LEAST_RESIDUAL = 0.3
 """Share of its own row's squared length that the residual of a feature must keep; it has none otherwise."""
@@ -151,6 +152,7 @@ class Regression:
         self._features = acts.matrix()[self._order][:, self._seen]
         self._mean = np.asarray(self._features.mean(0)).ravel()
         inverse, self._apart = _inverse(self._features, self._mean)
+        self._parts = [self._features[low:high] for low, high in itertools.pairwise(self._bounds)]
         self._own = own[self._order]
         self._rows = _rows(inverse, self._features, self._own)
         self._exact, self._inverse = inverse, inverse.astype(np.float32)
@@ -222,14 +224,30 @@ class Regression:
         solver [features, all features]: rows of the inverse. Products are float32: what they make are errors.
         """
         made = np.empty((self._groups, len(solver), x.shape[1]), np.float32)
+        mean, scores = (
+            x.mean(0, dtype=np.float64),
+            np.empty((self._groups, len(self._mean), min(_COLUMNS, x.shape[1])), np.float32),
+        )
         for start in range(0, x.shape[1], _COLUMNS):
             at = slice(start, start + _COLUMNS)
-            y = x[:, at].astype(np.float64)
-            error = y - y.mean(0) - (self._features @ rows[:, at] - self._mean @ rows[:, at])
-            for group, (low, high) in enumerate(itertools.pairwise(self._bounds)):
-                score = self._features[low:high].T @ error[low:high] - np.outer(self._mean, error[low:high].sum(0))
-                made[group, :, at] = solver @ score.astype(np.float32)
+            some = np.ascontiguousarray(rows[:, at])
+            shift = mean[at] - self._mean @ some
+
+            score = partial(self._scores, x[:, at], some, shift, scores[:, :, : some.shape[1]])
+            in_ranges(score, self._groups, 2 * self._features.nnz * some.shape[1], self._groups)
+            for group in range(self._groups):
+                made[group, :, at] = solver @ scores[group, :, : some.shape[1]]
         return made
+
+    def _scores(
+        self, x: np.ndarray, rows: np.ndarray, shift: np.ndarray, scores: np.ndarray, first: int, last: int
+    ) -> None:
+        """Write what the features of some groups have in common with what `rows` leave of x; shift: what x is without
+        features."""
+        for group in range(first, last):
+            part, features = slice(*self._bounds[group : group + 2]), self._parts[group]
+            error = x[part] - shift - features @ rows
+            scores[group] = features.T @ error - np.outer(self._mean, error.sum(0))
 
 
 class _Sums:
