@@ -273,12 +273,14 @@ def measured(client: Client, requests: int, size: Size) -> dict[str, Any]:
     live = [{"id": f"{row['model']}/{row['feature']}"} for row in table["rows"]]
     tokens = [{"token": row["top_token"], "sort": "share"} for row in table["rows"] if row["top_token"]]
     sorts = ["density", "simulation", "max", "feature"]
-    ids, others, predicted = (
-        [{"id": f"{rng.choice(models)}/{rng.randrange(size.features)}"} for _ in range(twice)] for _ in range(3)
+    ids, others, predicted, explained = (
+        [{"id": f"{rng.choice(models)}/{rng.randrange(size.features)}"} for _ in range(twice)] for _ in range(4)
     )
     kinds: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "feature": ("api/feature", ids),
         "feature, the most frequent": ("api/feature", live),
+        "explanation": ("api/explanation", explained),
+        "explanation, the most frequent": ("api/explanation", live),
         "family": ("api/family", others),
         "logits, model loaded": ("api/logits", predicted),
         "page of the table": (

@@ -48,8 +48,12 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
             columns = feature_columns(inspector)
             cards = run.find(("features", inspector.place))
             chosen = {(card["model"], card["feature"]) for card in cards.json(FEATURES)} if cards else set()
-            answers = ("audits", inspector.audit), ("said", inspector.said), ("families", inspector.family)
-            for name, asked in answers:
+            answers = {
+                "audits": lambda model, feature, inspector=inspector: inspector.explained(model, feature)["audit"],
+                "said": inspector.said,
+                "families": inspector.family,
+            }
+            for name, asked in answers.items():
                 columns[name] = {f"{model}/{feature}": asked(model, feature) for model, feature in sorted(chosen)}
             found.setdefault(instrument, {})[site] = columns
     return found

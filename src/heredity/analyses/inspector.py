@@ -114,7 +114,10 @@ class Inspector:
         - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences;
           `llr`: log of `share` over the token's share of the sample.
         - `notes`: what people wrote of it.
-        - `audit`: what `audit` says of the explanation.
+        - `audit`: text that the explanation was scored on, `corpus`, `tokens`, `position`, with the activations
+          (`values`) and those that it predicts there (`predicted`), on the same scale; the strongest first. Empty for a
+          feature too rare to be scored, without an explanation, or with one of a language model, whose predictions are
+          in its ledger.
         - `said`: what language models said of it, as `said`.
         - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, and
           why, as far as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
@@ -124,13 +127,23 @@ class Inspector:
 
         Raises as `show` does.
         """
+        return self.fired(model, feature) | self.explained(model, feature)
+
+    def explained(self, model: str, feature: int) -> dict[str, Any]:
+        """`explanation` and `audit` of `shown`: half of its time where the explanation is made on the spot."""
+        self.check(model, feature)
+        label = self.label(model, feature)
+        return {"explanation": label, "audit": self._audit(model, feature, label)}
+
+    def fired(self, model: str, feature: int) -> dict[str, Any]:
+        """What `shown` has but for what is explained."""
         from heredity.features.cards import Sizes
         from heredity.features.families import family
 
         self.check(model, feature)
         sample, study = self.sample, self.run.study
         card = self.card(model, feature)
-        members, label = family(model, feature, sample.edges, sample.matches), self.label(model, feature)
+        members = family(model, feature, sample.edges, sample.matches)
         tokens = fired_on(sample, card)[: Sizes().tokens]
         for row in tokens:
             row["llr"] = math.log(row["share"] * row["fired"] * sample.acts[model].counted / row["firings"])
@@ -142,8 +155,6 @@ class Inspector:
             "positions": sample.ids.size,
             "context_size": sample.ids.shape[1],
             "class": self._class(model, feature),
-            "explanation": label,
-            "audit": self._audit(model, feature, label),
             "said": self.said(model, feature),
             "notes": notes_on(self.run, self.place, model, feature),
             "firings": card.firings,
@@ -157,10 +168,10 @@ class Inspector:
             **self._examples(card, members),
         }
 
-    def family(self, model: str, feature: int) -> dict[str, Any]:
+    def family(self, model: str, feature: int, explained: bool = True) -> dict[str, Any]:
         """A feature in every model that the lineage connects it with.
 
-        - `members`: as in `shown`, itself first, each with its `explanation`, as in `shown`.
+        - `members`: as in `shown`, itself first, each with its `explanation`, as in `shown`, unless `explained` is off.
         - `pairs`: `model_a`, `feature_a`, `model_b`, `feature_b` and `r` (Pearson, zeros included; null for a constant
           one) of every two members, in the order of the models.
         - `near`: by member and edge of its model its best matches there, the best first: `model`, `feature`, `edge`,
@@ -172,19 +183,13 @@ class Inspector:
 
         self.check(model, feature)
         members = family(model, feature, self.sample.edges, self.sample.matches)
-        told = [self.member(one) | {"explanation": self.label(one.model, one.feature)} for one in members]
+        told = [
+            self.member(one) | ({"explanation": self.label(one.model, one.feature)} if explained else {})
+            for one in members
+        ]
         ordered = sorted(members, key=lambda one: self.sample.models.index(one.model))
         near = [row for one in ordered for row in near_of(self.sample, one.model, one.feature)]
         return {"members": told, "pairs": self._pairs(ordered), "near": near}
-
-    def audit(self, model: str, feature: int) -> list[dict[str, Any]]:
-        """Text that an explanation was scored on, `corpus`, `tokens`, `position`, with the activations (`values`) and
-        those that it predicts there (`predicted`), on the same scale; the strongest first.
-
-        Empty for a feature too rare to be scored, without an explanation, or with one of a language model, whose
-        predictions are in its ledger.
-        """
-        return self._audit(model, feature, self.label(model, feature))
 
     def _audit(self, model: str, feature: int, label: Mapping[str, Any]) -> list[dict[str, Any]]:
         drawn = self.asking.drawn(model, feature)
@@ -211,7 +216,7 @@ class Inspector:
           it could not be read, `tokens_in`, `tokens_out`, `cost` in USD, `seconds`, `attempts` and `time`; of one
           without an answer no `prompt` is known. `others`: further ones about the feature, of a description that was
           given up or for other SAEs.
-        - `audit`: as `audit`, of what the model predicts on the text that its explanation was scored on.
+        - `audit`: as in `shown`, of what the model predicts on the text that its explanation was scored on.
 
         Raises as `show` does, and LedgerError for a ledger that cannot be read.
         """
@@ -227,7 +232,7 @@ class Inspector:
         return found
 
     def _predicted(self, drawn: Drawn, excerpts: Sequence[Excerpt], levels: Levels) -> list[dict[str, Any]]:
-        """Rows of `audit`: excerpts with the levels that were predicted for them."""
+        """Rows of an audit: excerpts with the levels that were predicted for them."""
         rows = []
         for excerpt, level in [] if isinstance(levels, Failure) else zip(excerpts, levels, strict=True):
             if not isinstance(level, Failure):

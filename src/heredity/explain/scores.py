@@ -166,7 +166,8 @@ def fuzz_set(
         marks = excerpt.values != 0
         if not as_is:
             wrong = rng.choice(np.flatnonzero(~marks), int(marks.sum()), replace=False)
-            marks = np.isin(np.arange(len(marks)), wrong)
+            marks = np.zeros(len(marks), bool)
+            marks[wrong] = True
         marked.append(marks)
     return tuple(chosen), tuple(marked), right
 

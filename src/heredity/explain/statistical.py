@@ -209,8 +209,10 @@ class Offline:
         self.statistics, self.categories, self.corpora, self.firings = statistics, categories, corpora, firings
         tokens, vocab = statistics.text.ids.ravel(), len(statistics.text.vocabulary)
         codes = ((tokens, vocab), (statistics.categories[tokens], 0), (statistics.before, vocab + 1))
-        # -log of the share of positions with each token, category and token before (the last: none), float64
-        self._rarity = [-np.log((np.bincount(code, minlength=n) + 0.5) / (len(tokens) + 1)) for code, n in codes]
+        # -log of the share of positions with each token, category and token before (the last: none)
+        counts = [np.bincount(code, minlength=n) for code, n in codes]
+        self._rarity = [(-np.log((count + 0.5) / (len(tokens) + 1))).tolist() for count in counts]
+        self._kinds = statistics.categories.tolist()
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""
@@ -249,19 +251,22 @@ class Offline:
         """The excerpt whose center lacks what the others' centers share, in token, category or token before: the rarer
         that is in the text and the more share it, the stronger."""
         places, start = [], len(self.statistics.text.vocabulary)
+        # In plain Python, which for five excerpts is several times as fast as arrays.
         for group in groups:
-            strength = np.zeros(len(group))
+            strength = [0.0] * len(group)
             tokens = [int(excerpt.ids[excerpt.center]) for excerpt in group]
             before = [int(excerpt.ids[excerpt.center - 1]) if excerpt.center else start for excerpt in group]
-            kinds = self.statistics.categories[tokens].tolist()
+            kinds = [self._kinds[token] for token in tokens]
             for codes, rarity in zip((tokens, kinds, before), self._rarity, strict=True):
                 for code in set(codes):
-                    others = np.array([other != code for other in codes])
-                    shared = len(group) - int(others.sum())
+                    shared = codes.count(code)
                     if 1 < shared < len(group):
                         evidence = shared * rarity[code] / (len(group) - shared)
-                        strength[others] = np.maximum(strength[others], evidence)
-            places.append(int(strength.argmax()))
+                        strength = [
+                            max(own, evidence) if other != code else own
+                            for own, other in zip(strength, codes, strict=True)
+                        ]
+            places.append(strength.index(max(strength)))
         return np.array(places, np.int64)
 
     def _levels(self, description: str, excerpts: Sequence[Excerpt]) -> Any:

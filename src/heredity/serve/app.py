@@ -113,8 +113,13 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
 
     @app.get("/api/feature")
     def feature(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
-        """All that is known of one feature but what needs its model."""
+        """All that is known of one feature but its explanation and what needs its model."""
         return Answer(explorer.feature(*_one(id), instrument, site))
+
+    @app.get("/api/explanation")
+    def explanation(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
+        """The explanation of one feature, made now where the run has none, and what it predicts."""
+        return Answer(explorer.explained(*_one(id), instrument, site))
 
     @app.get("/api/asked")
     def asked(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002

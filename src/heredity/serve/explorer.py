@@ -71,10 +71,16 @@ class Explorer:
             self.inspector()
 
     def feature(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
-        """All of a feature but what needs its model. Raises as `Inspector.shown` does."""
+        """All of a feature but its explanation and what needs its model. Raises as `Inspector.shown` does."""
         inspector = self.inspector(instrument, site)
         with self._reading:
-            return inspector.shown(model, index)
+            return inspector.fired(model, index)
+
+    def explained(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
+        """The explanation of a feature and what it predicts. Raises as `Inspector.shown` does."""
+        inspector = self.inspector(instrument, site)
+        with self._reading:
+            return inspector.explained(model, index)
 
     def asked(self, model: str, index: int, instrument: str | None, site: str | None) -> list[dict[str, Any]]:
         """What language models were asked about a feature. Raises as `Inspector.asked` does."""
@@ -86,7 +92,7 @@ class Explorer:
         """A feature in every model that the lineage connects. Raises as `Inspector.family` does."""
         inspector = self.inspector(instrument, site)
         with self._reading:
-            return inspector.family(model, index)
+            return inspector.family(model, index, explained=False)
 
     def table(self, name: str, folder: Path) -> Path:
         """Write a table of the run, whole, as a Parquet file into a folder.

@@ -48,7 +48,7 @@ export interface RawColumns {
 }
 /** A feature in every model that the lineage connects it with, itself first. */
 export interface Family {
-  members: (Member & { explanation: Label | null })[];
+  members: (Member & { explanation?: Label | null })[];
   pairs: { model_a: string; feature_a: number; model_b: string; feature_b: number; r: number | null }[];
   near: { model: string; feature: number; edge: string; other: string; matches: { feature: number; r: number }[] }[];
 }
@@ -287,7 +287,6 @@ export interface Shown {
   max: number;
   firings: number;
   kind: string | null;
-  label: Label | null;
   notes: { by: string; text: string; tags: string[] }[];
   histogram: number[];
   tokens: Fired[];
@@ -298,8 +297,12 @@ export interface Shown {
   drawn: Excerpt[];
   silent: Excerpt[];
   logits: Logits | null;
-  audit: Audit[];
   said: Said[];
+}
+/** What a feature's explanation says, and what it predicts. */
+export interface Explained {
+  explanation: Label | null;
+  audit: Audit[];
 }
 export interface Logits {
   promoted: Pushed[];

@@ -1,7 +1,7 @@
 /** Where features come from: the page itself, or the server that gave it. Pages ask a `Source` and do not know which. */
 import { DATA, unpacked, type Card } from "./data";
 import { followed } from "./family";
-import { Columns, type Asked, type Family, type Logits, type Note, type Raters, type RawColumns, type Shown } from "./features";
+import { Columns, type Asked, type Explained, type Family, type Logits, type Note, type Raters, type RawColumns, type Shown } from "./features";
 
 export interface Place {
   instrument: string;
@@ -14,6 +14,8 @@ export interface Source {
   columns(place: Place): Promise<Columns | null>;
   /** A feature with its text; null where the page does not hold it. Rejects with the reason of a refusal. */
   feature(place: Place, model: string, feature: number): Promise<Shown | null>;
+  /** Its explanation, which a server makes where the run has none; null where the page does not hold it. */
+  explained(place: Place, model: string, feature: number): Promise<Explained | null>;
   /** The feature in every model; null where there is no such feature. */
   family(place: Place, model: string, feature: number): Promise<Family | null>;
   /** What a feature predicts; the server loads its model for that. */
@@ -47,13 +49,18 @@ const embedded: Source = {
     const card = cardsOf(place).find((one) => one.model === model && one.feature === feature);
     if (!card) return null;
     const columns = await embedded.columns(place);
-    const { card: own, ...rest } = card;
+    const { card: own, label: _, ...rest } = card;
     const top = { low: 0, high: card.max, examples: [] };
     const levels = own.weaker.map(({ low, high, contexts }) => ({ low, high, examples: contexts }));
     const { promoted, suppressed, no_logits } = own;
     return { ...rest, ...own, site: place.site, kind: null, notes: [], levels: [top, ...levels], drawn: [], silent: [],
-      logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [],
-      said: columns?.raw.said?.[`${model}/${feature}`] ?? [] };
+      logits: { promoted, suppressed, no_logits }, said: columns?.raw.said?.[`${model}/${feature}`] ?? [] };
+  },
+  async explained(place, model, feature) {
+    const card = cardsOf(place).find((one) => one.model === model && one.feature === feature);
+    if (!card) return null;
+    const columns = await embedded.columns(place);
+    return { explanation: card.label, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [] };
   },
   async family(place, model, feature) {
     const columns = await embedded.columns(place);
@@ -95,8 +102,9 @@ const server: Source = {
     const one = await ask("feature", { id: `${model}/${feature}`, ...place });
     const contexts = one.top.map(({ values, family, ...rest }: any) => ({ ...rest, values: { [model]: values, ...family } }));
     const kind = one.class && [one.class.class, one.class.domain && `in ${one.class.domain}`].filter(Boolean).join(", ");
-    return { ...one, kind, label: one.explanation, contexts, logits: null };
+    return { ...one, kind, contexts, logits: null };
   },
+  explained: (place, model, feature) => ask("explanation", { id: `${model}/${feature}`, ...place }),
   family: (place, model, feature) => ask("family", { id: `${model}/${feature}`, ...place }),
   logits: (place, model, feature) => ask("logits", { id: `${model}/${feature}`, ...place }),
   asked: (place, model, feature) => ask("asked", { id: `${model}/${feature}`, ...place }),
