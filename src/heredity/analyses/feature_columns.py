@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heredity.analyses.features import FEATURES
-from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import rows_of_stage
 from heredity.engine.store import ArtifactError
 
 if TYPE_CHECKING:
+    from heredity.analyses.inspector import Inspector
     from heredity.features.correlate import Matches
     from heredity.results import Run
     from heredity.study import Edge
@@ -35,8 +35,10 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Columns of every place whose matches are done: by instrument, then by site.
 
     Beside those of `feature_columns` there are, of the features that have cards, `audits`, `said` and `families`: what
-    `Inspector.audit`, `Inspector.said` and `Inspector.family` say of each.
+    `Inspector.explained`, `Inspector.said` and `Inspector.family` say of each.
     """
+    from heredity.analyses.inspector import Inspector  # loads torch, which a server's page does not wait for
+
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for instrument in run.study.instruments:
         for site in run.study.sites:

@@ -116,10 +116,14 @@ def _chosen(
     chosen: list[tuple[int, Kind]] = [(int(rows[at]), "top") for at in top]
     levels = quantized(values, float(values[order[0]]))
     shuffled = rng.permutation(len(rows))
-    taken = [0] * (LEVELS - 1)
+    room = [recipe.interval] * (LEVELS - 1) + [0]  # the highest level is that of the top ones
+    wanted = sum(min(recipe.interval, count) for count in np.bincount(levels, minlength=LEVELS)[: LEVELS - 1].tolist())
     for at, level, block in zip(shuffled, levels[shuffled].tolist(), blocks[shuffled].tolist(), strict=True):
-        if level < LEVELS - 1 and taken[level] < recipe.interval and block not in used_blocks:
-            taken[level] += 1
+        if not wanted:
+            break
+        if room[level] and block not in used_blocks:
+            room[level] -= 1
+            wanted -= 1
             used_blocks.add(block)
             chosen.append((int(rows[at]), "interval"))
     chosen.extend((int(row), "random") for row in rng.choice(text.rows[half], recipe.random))

@@ -56,6 +56,7 @@ class Rule(NamedTuple):
 class _Table(NamedTuple):
     keys: np.ndarray  # int64 [keys] of one form on the explaining half, rising
     counts: np.ndarray  # int64 [folds, keys], positions
+    fitted: np.ndarray  # int64 [folds, keys], positions of all folds but one
     up: np.ndarray | None  # int64 [keys], index of the coarser key; None for a key right below the mean
     at: np.ndarray  # int64 [positions of the text], index of the key there; -1 where it is not among the keys
 
@@ -96,7 +97,9 @@ class Statistics:
             if coarser:
                 up = np.searchsorted(self._tables[coarser].keys, raw[coarser][self.places][first])
             at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-            self._tables[form] = _Table(keys, counts.reshape(_FOLDS, -1), up, np.where(keys[at] == key, at, -1))
+            counts = counts.reshape(_FOLDS, -1)
+            fitted = counts.sum(axis=0) - counts
+            self._tables[form] = _Table(keys, counts, fitted, up, np.where(keys[at] == key, at, -1))
 
     def fit(self, rows: np.ndarray, values: np.ndarray) -> Rule:
         """Fit the rule of a feature to its firings on the explaining half.
@@ -122,20 +125,21 @@ class Statistics:
         """The form with the highest held-out gain, and the gain; a more complex form must add `_MARGIN`."""
         error, fold = dict.fromkeys(FORMS, 0.0), self.fold[rows]
         size = np.bincount(self.fold[self.places], minlength=_FOLDS)
+        keys = {form: table.at[rows] for form, table in self._tables.items()}
         for held in range(_FOLDS):
-            fitting, testing = fold != held, fold == held
-            mean = values[fitting].sum() / max(size.sum() - size[held], 1)
+            fitting, testing = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+            known, tested = values[fitting], values[testing]
+            mean = known.sum() / max(size.sum() - size[held], 1)
             predicted: dict[Form, np.ndarray] = {}
             # Squared error without the sum of squares itself, which is the same for all forms.
-            error["constant"] += size[held] * mean**2 - 2 * mean * values[testing].sum()
+            error["constant"] += size[held] * mean**2 - 2 * mean * tested.sum()
             for form, table in self._tables.items():
-                key = table.at[rows]
-                total = np.bincount(key[fitting], values[fitting], len(table.keys))
+                key = keys[form]
+                total = np.bincount(key[fitting], known, len(table.keys))
                 prior = mean if table.up is None else predicted[_COARSER[form]][table.up]
-                count = table.counts.sum(axis=0) - table.counts[held]
-                predicted[form] = (total + _STRENGTH * prior) / (count + _STRENGTH)
+                predicted[form] = (total + _STRENGTH * prior) / (table.fitted[held] + _STRENGTH)
                 error[form] += float(table.counts[held] @ predicted[form] ** 2)
-                error[form] -= 2 * float(values[testing] @ predicted[form][key[testing]])
+                error[form] -= 2 * float(tested @ predicted[form][key[testing]])
         square = float((values**2).sum()) + error["constant"]
         gains = {form: float((error["constant"] - error[form]) / square) for form in FORMS}
         best: Form = "constant"

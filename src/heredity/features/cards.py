@@ -240,5 +240,5 @@ def contexts(
 
 
 def rounded(places: Places) -> list[list[float]]:
-    """Activations in the block of each place, to 4 decimals."""
-    return [[round(value, 4) if value else 0.0 for value in values] for values in places.values.tolist()]
+    """Activations in the block of each place, to 4 decimals; those that are 0 as integers, which are short as text."""
+    return [[round(value, 4) if value else 0 for value in values] for values in places.values.tolist()]

@@ -20,13 +20,13 @@ import numpy as np
 
 from heredity import __version__
 from heredity.analyses.feature_columns import feature_columns, packed
-from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import rows_of_stage
 from heredity.engine.store import ArtifactError, Store, digest, whole
 from heredity.show import page
 
 if TYPE_CHECKING:
     from heredity.analyses import Pipeline
+    from heredity.analyses.inspector import Inspector
     from heredity.results import Run
 
 FILE = "explorer.sqlite"
@@ -119,6 +119,8 @@ def build(run: Run, path: Path, key: str, progress: Callable[[int, int], None]) 
 
 
 def _fill(file: sqlite3.Connection, run: Run, key: str, progress: Callable[[int, int], None]) -> None:
+    from heredity.analyses.inspector import Inspector  # loads torch, which a file that is made does not need
+
     places = [(instrument, site) for instrument in run.study.instruments for site in run.study.sites]
     total, done = len(places) * len(run.study.followed), 0
     file.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heredity.analyses import TABLES
-from heredity.analyses.inspector import Inspector
 from heredity.analyses.trial import tried
 from heredity.serve.database import Asked, Database
 from heredity.show.export import holders_of, parts_of, write
 
 if TYPE_CHECKING:
+    from heredity.analyses.inspector import Inspector
     from heredity.results import Run
 
 
@@ -56,6 +56,8 @@ class Explorer:
     def inspector(self, instrument: str | None = None, site: str | None = None) -> Inspector:
         """The features of a place, with all that they share read. Raises StudyError for a place that is none, and what
         `Inspector.sample` raises."""
+        from heredity.analyses.inspector import Inspector  # loads torch, which the page does not wait for
+
         asked = Inspector(self.run, instrument, site, self._models)
         key = tuple(asked.place.values())
         with self._opening:
