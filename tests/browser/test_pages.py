@@ -277,3 +277,18 @@ OUTSIDE = """main => {
   const out = places.filter(([, own]) => own.width && (own.left < left - 0.5 || own.right > right + 0.5));
   return out.map(([text, own]) => `${text}: ${own.left} to ${own.right}`);
 }"""
+
+
+def test_back_returns_to_the_place_that_was_left(visit, home):
+    there = visit(home, "#/results")
+    there.page.mouse.move(700, 400)
+    there.page.mouse.wheel(0, 300)
+    there.page.wait_for_timeout(600)  # the page remembers a place once it is stayed at
+    left = there.page.evaluate("scrollY")
+    assert left > 200
+    there.page.get_by_role("navigation", name="Pages").get_by_role("link", name="Quality").click()
+    there.drawn()
+    assert there.page.evaluate("scrollY") == 0
+    there.back()
+    there.page.wait_for_timeout(600)
+    assert abs(there.page.evaluate("scrollY") - left) < 2

@@ -17,7 +17,7 @@ import pytest
 from heredity.show import page
 
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
-WAITS = re.compile(r"Reading the features|reading the features|Following it|Reading its text|Reading …", re.IGNORECASE)
+WAITS = re.compile(r"Reading the features|Explaining it|Following it|Reading its text|Reading …", re.IGNORECASE)
 # Made from data these would be a way in; the page makes none of them, whatever its policy would stop.
 ACTING = "script, img, iframe, object, embed, link, meta, base, video, audio, form[action], [onload], [onerror]"
 ACTING += ", style:not(svg style)"  # Plot puts one into each picture
