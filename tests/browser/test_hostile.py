@@ -242,8 +242,6 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data, monkeypatch)
             raise ValueError(TOKENS[3])
         top = example | {"family": {one["model"]: example["values"] for one in family if one["model"] != model}}
         verdicts = [{"edge": "base->sums", "end": "parent", "model": "sums", "verdict": "kept", "reason": TOKENS[4]}]
-        explanation = {"description": TOKENS[0], "by": TOKENS[3], "failure": "", "carried": False, "simulation": 0.5}
-        explanation |= {"detection": None, "fuzzing": None, "origin_model": "", "origin_feature": 0}
         known = {"instrument": "joint", "site": site, "model": model, "feature": index, "family": family, "top": [top]}
         known |= {
             "density": 0.1,
@@ -254,14 +252,18 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data, monkeypatch)
                 {"token": token, "share": 0.1, "firings": 3, "mean": 1.0, "fired": 0.5, "llr": 1.0} for token in TOKENS
             ],
         }
-        known |= {"class": {"class": TOKENS[0], "domain": TOKENS[3]}, "verdicts": verdicts, "explanation": explanation}
+        known |= {"class": {"class": TOKENS[0], "domain": TOKENS[3]}, "verdicts": verdicts}
         known |= {
             "levels": [{"low": 0, "high": 1, "examples": [example]}],
             "drawn": [example],
             "silent": [example],
-            "audit": [example | {"predicted": example["values"]}],
         }
         return known | {"notes": [{"text": token, "by": token, "tags": [token]} for token in TOKENS], "said": _said()}
+
+    def explained(*_: Any) -> dict[str, Any]:
+        explanation = {"description": TOKENS[0], "by": TOKENS[3], "failure": "", "carried": False, "simulation": 0.5}
+        explanation |= {"detection": None, "fuzzing": None, "origin_model": "", "origin_feature": 0}
+        return {"explanation": explanation, "audit": [example | {"predicted": example["values"]}]}
 
     def asked(*_: Any) -> list[dict[str, Any]]:
         none = {"tokens_in": 1, "tokens_out": None, "cost": 0.0, "seconds": 0.1, "attempts": 2, "time": TOKENS[3]}
@@ -293,11 +295,12 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data, monkeypatch)
         warm=lambda: None,
         run=None,
         feature=feature,
+        explained=explained,
         asked=asked,
         logits=lambda *asked: {"promoted": words, "suppressed": words, "no_logits": ""},
         tried=tried,
         family=lambda *asked: {
-            "members": [one | {"explanation": {"description": TOKENS[0]}} for one in family],
+            "members": family,
             "pairs": [],
             "near": [],
         },
