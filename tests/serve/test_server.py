@@ -535,3 +535,9 @@ def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path, monkey
 def test_numpy_is_not_loaded_before_a_command_says_how_many_threads_it_has():
     code = "import sys, heredity.cli; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_server_starts_without_torch():
+    modules = "heredity.cli.serving, heredity.serve.app, heredity.serve.database, heredity.serve.explorer"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
