@@ -141,12 +141,10 @@ def test_batch_top_k_keeps_the_count_of_largest_entries_and_first_ties():
 
 
 def emulate_what_is_missing(monkeypatch) -> None:
-    """Products that this machine or this torch lacks, by slower ones."""
+    """Products of torch that this machine lacks, by slower ones."""
     if paths.costs_of(D_IN, D_SAE).bf16 == np.inf:
         slow = lambda x, weight: (x.float() @ weight.float().T).bfloat16()  # noqa: E731
         monkeypatch.setattr(screens, "bfloat16_product", slow)
-    if paths.costs_of(D_IN, D_SAE).int8 == np.inf:
-        monkeypatch.setattr(torch, "_int_mm", lambda x, weight: x.int() @ weight.int(), raising=False)
     paths._measured.cache_clear()
 
 
@@ -330,6 +328,8 @@ def test_values_do_not_depend_on_the_rows_around_a_token(screening, planted, k):
 def test_chunks_change_no_bit_of_a_screened_encoding(screening, planted, monkeypatch):
     whole = sparse_encode(*planted, 7)
     monkeypatch.setattr(encode, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(encode, "LEAST_ROWS", 1)
+    monkeypatch.setattr(encode, "_rows_of_a_piece", lambda screen: 11)
     monkeypatch.setattr(encode, "TRIAL_ROWS", 5)
     assert_same(sparse_encode(*planted, 7), whole)
     assert len(screening.candidates) > 15

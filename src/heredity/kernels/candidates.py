@@ -11,13 +11,15 @@ from numba import types
 from numba.extending import overload
 
 from heredity.kernels.masks import BLOCK, above, larger, lowest
-from heredity.kernels.screens import Screen, float_of, widen
+from heredity.kernels.screens import IN_TILES, Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
 from heredity.kernels.tiles import LANES as TILE_LANES
-from heredity.kernels.tiles import TOKENS, VECTORS, in_a_group, largest_of_groups
+from heredity.kernels.tiles import VECTORS, in_a_group, largest_of_groups
 
 LANES = 16  # features of a group, of which the largest stands for all
 GROUPS_PER_ACTIVE = 16  # of k active features, below which too many groups hold one to look into them singly
+GROUPS_AHEAD = 3
+COARSE = 8  # groups of integer products whose largest is looked at first
 LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
 
@@ -54,7 +56,8 @@ def _middle(products, scale, w_scale, base, middle):
 @compiled({"contract"})
 def _shifted(bias, x, weight, base):
     """Write bias + x @ weight, for the few columns that are multiplied in float32."""
-    base[:] = bias
+    for j in range(len(base)):
+        base[j] = bias[j]
     for c in range(len(x)):
         row = weight[c]
         for j in range(len(base)):
@@ -77,7 +80,8 @@ def _group_maxima(products, scale, w_scale, base, maxima):
 def _largest_of_groups(row, maxima):
     """The largest of each group of the entries of a row."""
     stride = len(maxima)
-    maxima[:] = row[:stride]
+    for b in range(stride):
+        maxima[b] = row[b]
     for start in range(stride, len(row), stride):
         part = row[start : start + stride]
         for b in range(len(part)):
@@ -94,9 +98,10 @@ def _group_bounds(maxima, by_norm, by_rounding, rel, groups, bounds):
 def groups_of(screen: Screen, sizes: np.ndarray) -> np.ndarray:
     """Of each group of features the largest norm, rounding, and of `sizes` [d_sae]; float32 [3, groups].
 
-    A group are features that lie `groups` apart, or, of an int16 screen, those that follow one another in its tiles.
+    A group are features that lie `groups` apart, or, of a screen of integers, those that follow one another in its
+    tiles.
     """
-    d_sae, consecutive = len(sizes), screen.kind == "int16"
+    d_sae, consecutive = len(sizes), screen.kind in IN_TILES
     size = in_a_group(d_sae) if consecutive else LANES
     whole = size * TILE_LANES if consecutive else size
     filled = np.zeros((3, -(-d_sae // whole) * whole), np.float32)
@@ -243,60 +248,124 @@ def sum_pre_acts(x, weight, bias, starts, features, values):
 
 
 @compiled()
-def _in_groups(maxima, d_sae, size, reach, slack, own, counts, rel, groups, k, limit):
+def _dot_of_integers(x, i, weight, j):
+    total = np.int32(0)
+    for c in range(x.shape[1]):
+        total = np.int32(total + np.int32(np.int32(x[i, c]) * np.int32(weight[j, c])))
+    return total
+
+
+@compiled()
+def _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, groups, count, pre_acts):
+    """Write what products of integers say of row i and the features of some groups, pre-activations less the floor.
+
+    groups: int32, `count` of them, rising; pre_acts: float32 [at least count, features of a group].
+    """
+    (d_sae, d_in), size, flat = w_rows.shape, pre_acts.shape[1], w_rows.reshape(-1)
+    for g in range(count):
+        if g + GROUPS_AHEAD < count:
+            load_ahead(flat, groups[g + GROUPS_AHEAD], size * d_in)
+        start = groups[g] * size
+        for j in range(start, min(start + size, d_sae)):
+            base = plain[j]
+            for c in range(own.shape[1]):
+                base += own[i, c] * w_apart[c, j]
+            pre_acts[g, j - start] = scale[i] * w_scale[j] * np.float32(_dot_of_integers(rows, i, w_rows, j)) + base
+
+
+@compiled()
+def _left_in_groups(
+    maxima, rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_norm, w_rounding, w_apart, groups,
+    weight, bias, plain, sizes, k, limit
+):  # fmt: skip
     """As `candidates_of`, from what a screen finds largest in each group of features that follow one another.
 
-    maxima: float32 [n, at least groups]; size: features of a group. All those of a group that may hold a candidate are
-    candidates.
+    maxima: float32 [n, at least groups]; rows and w_rows: what was multiplied, int8 or int16 [n, d_in], [d_sae, d_in];
+    size: features of a group. The products of a group that may hold a candidate are made once more, one by one. found:
+    int64 [n], written: how many; -1 for more than `limit`. Returns features, what is known of their pre-activations,
+    and int64 [n + 1] where each row's start.
     """
-    n, number = len(maxima), groups.shape[1]
-    bounds, near, cut = np.empty(number, np.float32), np.empty(number + 1, np.int32), np.float32(0)
-    surely, coarse = np.empty(number, np.float32), np.empty(number // TILE_LANES, np.float32)
-    features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
+    n, number, (d_sae, d_in) = len(maxima), groups.shape[1], w_rows.shape
+    coarse, cut, weights = np.empty(number // COARSE, np.float32), np.float32(0), weight.reshape(-1)
+    # Groups that may hold a candidate; those at the top, with their first features, known exactly; all others.
+    near, top, rest = np.empty(number + 1, np.int32), np.empty(number + 1, np.int32), np.empty(number, np.int32)
+    of_top, of_rest = np.empty((number, size), np.float32), np.empty((number, size), np.float32)
+    first, exact, at_most = np.empty(number, np.int32), np.empty(number, np.float32), np.empty(number + 1, np.float32)
+    starts = np.zeros(n + 1, np.int64)
+    features, values = np.empty(n * limit + 1, np.int32), np.empty(n * limit + 1, np.float32)
+    norm, rounding, others = groups[0].max(), groups[1].max(), groups[2].max()
     for i in range(n):
-        row, multiplied = maxima[i, :number], np.float32(0)
+        row, multiplied, known = maxima[i, :number], np.float32(0), 0
         for c in range(own.shape[1]):
             multiplied += abs(own[i, c])
-        by_norm, by_rounding = slack[i] + 2 * rel * (reach[i] + multiplied), reach[i] * (1 + 2 * rel)
-        _group_bounds(row, by_norm, by_rounding, 4 * rel, groups, bounds)
         if k > 0:
-            # At least k groups lie above this cut, and k of them surely hold a feature above the next.
+            # The first features of at least k groups: what cannot reach the k-th of them is not among the k largest.
             some = row
             if len(coarse) >= GROUPS_PER_ACTIVE * k:
                 _largest_of_groups(row, coarse)
                 some = coarse
-            found = collect(row, bisect(some, k, k + k // 4, 16), near)
-            for g in range(found):
-                surely[g] = row[near[g]] - (bounds[near[g]] - row[near[g]])
-            cut = below_largest(surely[:found], k)
-        left = collect(bounds, cut, near)
-        counts[i] = -1
-        if left * size <= limit:
-            start = at
-            for g in range(left):
-                for j in range(near[g] * size, min((near[g] + 1) * size, d_sae)):
-                    features[at] = j
-                    at += 1
-            counts[i] = at - start
-    return features[:at].copy(), np.full(at, np.float32(np.nan))
+            known = collect(row, bisect(some, k, k + k // 4, 16), top)
+            _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, top, known, of_top)
+            for g in range(known):
+                start = top[g] * size
+                best = start
+                for j in range(start + 1, min(start + size, d_sae)):
+                    best = j if of_top[g, j - start] > of_top[g, best - start] else best
+                first[g] = best
+                load_ahead(weights, best, d_in)
+            exact[:known] = np.nan
+            _sum_row(x, i, weight, bias, first, 0, known, exact)
+            cut = below_largest(exact[:known], k)
+        # Twice `rel`: once for the products, and for the rounding of these bounds.
+        by_norm = slack[i] + np.float32(2) * rel * (reach[i] + multiplied)
+        by_rounding, by_others = reach[i] * (np.float32(1) + np.float32(2) * rel), np.float32(4) * rel
+        surely_below = cut - by_norm * norm - by_rounding * rounding - by_others * others
+        left, more, t = 0, 0, 0
+        for g in range(collect(row, surely_below, near)):
+            b = near[g]
+            above = by_norm * groups[0, b] + by_rounding * groups[1, b] + by_others * groups[2, b]
+            if row[b] + above > cut:
+                near[left], at_most[left] = b, above
+                left += 1
+                while t < known and top[t] < b:
+                    t += 1
+                rest[more] = b
+                more += np.int64(t == known or top[t] != b)
+        found[i] = left * size
+        if left * size > limit:
+            found[i], left, more = -1, 0, 0
+        _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, rest, more, of_rest)
+        at, t, more = starts[i], 0, 0
+        for g in range(left):
+            start = near[g] * size
+            while t < known and top[t] < near[g]:
+                t += 1
+            is_top = t < known and top[t] == near[g]
+            for j in range(start, min(start + size, d_sae)):
+                pre_act = of_top[t, j - start] if is_top else of_rest[more, j - start]
+                if pre_act + at_most[g] > cut:
+                    features[at], values[at] = j, exact[t] if is_top and first[t] == j else np.float32(np.nan)
+                    above = by_norm * w_norm[j] + by_rounding * w_rounding[j] + by_others * sizes[j]
+                    at += np.int64(pre_act + above > cut)
+            more += np.int64(not is_top)
+        starts[i + 1] = at
+    return features[: starts[n]].copy(), values[: starts[n]].copy(), starts
 
 
 @compiled()
 def active_in_groups(
-    rows, scale, reach, slack, own, x, found, counts, rel, groups, tiles, weight, bias, floor, k, limit
+    rows, scale, reach, slack, own, x, found, counts, tiles, w_rows, rel, w_scale, w_norm, w_rounding, w_apart, groups,
+    weight, bias, plain, sizes, floor, k, limit
 ):  # fmt: skip
-    """`active_of` for an int16 screen. rows: int16 [n, d_in]; own: float32 [n, m], columns that `tiles` multiply apart;
-    groups: `groups_of`; tiles: `Tiles`."""
-    (n, d_in), (merged, pairs) = rows.shape, tiles[0].shape[1:3]
-    whole = (n + TOKENS - 1) // TOKENS * TOKENS
-    filled, steps = np.zeros((whole, 2 * pairs), np.int16), np.zeros(whole, np.float32)
-    filled[:n, :d_in], steps[:n] = rows, scale
-    apart = np.zeros((whole, own.shape[1]), np.float32)
-    apart[:n] = own
-    size = merged * VECTORS
-    maxima = largest_of_groups(filled, steps, apart, tiles[0], tiles[1], tiles[2], tiles[3])
-    features, values = _in_groups(maxima[:n], len(weight), size, reach, slack, own, found, rel, groups, k, limit)
-    return _decided(found, features, values, x, weight, bias, floor, k, counts)
+    """`active_of` for a screen of integers: what they are in place of their products. tiles: `Tiles` of w_rows."""
+    size = tiles[0].shape[1] * VECTORS
+    maxima = largest_of_groups(rows, scale, own, tiles)
+    features, values, starts = _left_in_groups(
+        maxima[: len(rows)], rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_norm, w_rounding,
+        w_apart, groups, weight, bias, plain, sizes, k, limit
+    )  # fmt: skip
+    sum_pre_acts(x, weight, bias, starts, features, values)
+    return active_among(starts, features, values, floor, k, counts)
 
 
 @compiled()
@@ -313,12 +382,6 @@ def active_of(
         products, scale, reach, slack, apart, x, found, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight, bias,
         plain, sizes, k, limit
     )  # fmt: skip
-    return _decided(found, features, values, x, weight, bias, floor, k, counts)
-
-
-@compiled()
-def _decided(found, features, values, x, weight, bias, floor, k, counts):
-    """What is active among the candidates of each row, `found` many, -1 of rows that have none here."""
     starts = np.zeros(len(found) + 1, np.int64)
     for i in range(len(found)):
         starts[i + 1] = starts[i] + max(found[i], 0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heredity.kernels import paths
 from heredity.kernels.candidates import active_in_groups, active_of, groups_of
-from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
+from heredity.kernels.screens import IN_TILES, Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
 from heredity.kernels.tiles import Tiles, in_a_group, make_tiles
 from heredity.kernels.torch_forms import active_entries, key_starts
@@ -26,6 +26,7 @@ from heredity.kernels.torch_forms import active_entries, key_starts
 # Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
 # memory to the system, and is work enough that changing from the product to the selection costs little.
 CHUNK_BYTES = 16 << 20
+LEAST_ROWS, LEAST_ROWS_OF_A_PIECE = 2048, 96  # of tiles: of a chunk, and of what a thread takes at a time
 TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates decide which screen the others take
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
@@ -62,7 +63,7 @@ class _Ready(NamedTuple):
     screen: Screen
     apart: Apart  # no columns for screens of floats
     groups: np.ndarray  # float32 [3, groups], `groups_of` the screen
-    tiles: Tiles | None  # of an int16 screen
+    tiles: Tiles | None  # of a screen of integers
 
 
 def sparse_encode(
@@ -130,7 +131,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     ready = _ready(screen, largest, encoder)
     parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
     while at < len(x):
-        rows = TRIAL_ROWS if trial and exacter else max(16, int(CHUNK_BYTES / (_bytes_per_product(screen) * d_sae)))
+        rows = TRIAL_ROWS if trial and exacter else _rows_of_a_chunk(screen)
         chunk = x[at : at + rows]
         limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
         found = _screened(chunk, ready, encoder, limit)
@@ -155,21 +156,30 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
 
 def _ready(screen: Screen, largest: np.ndarray, encoder: Encoder) -> _Ready:
     columns, weight = np.empty(0, np.int64), encoder.weight.numpy()
-    if screen.kind in ("int8", "int16"):
+    if screen.kind in IN_TILES:
         # The columns that would leave the others few of the steps.
         middle = len(largest) // 2
         columns = np.flatnonzero(largest > OUTLYING * np.partition(largest, middle)[middle])
         columns = np.sort(columns[np.argsort(-largest[columns], kind="stable")[:EXACT_COLUMNS]])
     apart = Apart(columns, np.ascontiguousarray(weight[:, columns].T))
     tiles = None
-    if screen.kind == "int16":
+    if screen.kind in IN_TILES:
         tiles = make_tiles(screen.rows.numpy(), screen.scale, encoder.plain, apart.weight)
     return _Ready(screen, apart, groups_of(screen, encoder.sizes), tiles)
 
 
-def _bytes_per_product(screen: Screen) -> float:
-    """Bytes of what a screen writes, per product that it makes."""
-    return 4 / in_a_group(len(screen.scale)) if screen.kind == "int16" else 2 if screen.kind == "bf16" else 4
+def _rows_of_a_chunk(screen: Screen) -> int:
+    d_sae = len(screen.scale)
+    if screen.kind not in IN_TILES:
+        return max(16, CHUNK_BYTES // ((2 if screen.kind == "bf16" else 4) * d_sae))
+    together = torch.get_num_threads() * _rows_of_a_piece(screen)
+    return max(1, LEAST_ROWS // together) * together
+
+
+def _rows_of_a_piece(screen: Screen) -> int:
+    """Rows of which tiles write about as much as they read, which is the weights, once for all of these rows."""
+    d_sae, d_in = screen.rows.shape
+    return max(LEAST_ROWS_OF_A_PIECE, 3 * d_in * in_a_group(d_sae) // 8)
 
 
 def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
@@ -187,16 +197,19 @@ def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
     found, counts, rel = np.empty(n, np.int64), np.empty(n, np.int64), output_rounding(screen.kind)
     bounds = rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), found, counts
+    of_weights = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
+    of_encoder = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor, encoder.k, limit
     if tiles is not None:
         per_row, work = (rounded.rows.numpy(), *bounds), active_in_groups
-        chosen = rel, groups, tiles, encoder.weight.numpy(), encoder.bias, encoder.floor, encoder.k, limit
+        chosen = tiles, screen.rows.numpy(), *of_weights, *of_encoder
     else:
         per_row, work = (products(rounded, screen), *bounds), active_of
-        per_feature = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
-        weights = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor
-        chosen = *per_feature, *weights, encoder.k, limit
+        chosen = *of_weights, *of_encoder
     # Tiles are made in the threads, and each piece of them reads all the weights.
-    pieces, operations = (2, n * d_sae) if tiles is None else (1, n * d_sae * max(1, d_in // OF_A_TILE))
+    pieces, operations = 2, n * d_sae
+    if tiles is not None:
+        pieces = -(-n // (torch.get_num_threads() * _rows_of_a_piece(screen)))
+        operations = n * d_sae * max(1, d_in // OF_A_TILE)
     parts = in_ranges(lambda a, b: work(*(each[a:b] for each in per_row), *chosen), n, operations, pieces)
     overfull = np.flatnonzero(found < 0)
     acts = Sparse(starts_of(counts), *_concatenated(parts), d_sae)

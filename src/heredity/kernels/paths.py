@@ -19,18 +19,17 @@ import numpy as np
 import torch
 
 from heredity.kernels.candidates import LANES, sum_pre_acts
-from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, products
+from heredity.kernels.screens import IN_TILES, WIDEST_INT8, Kind, Screen, make_screen, products
 from heredity.kernels.sparse import in_ranges
 from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
-ROWS, FEATURES = 64, 1024  # rows of the products that are timed, and features, or more where they would be small:
+ROWS, FEATURES = 72, 1024  # rows of the products that are timed, and features, or more where they would be small:
 SIZE = 1 << 25  # multiplications from which what a call costs besides hardly counts
 # Features of those that are not hopeless, whose products have left the nearest cache by then, and how many
 # multiplications they may take.
 LARGE, LARGE_SIZE = 1 << 14, 1 << 28
 DECIDED = 8  # rows whose candidates are timed, every other feature
-CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
 # Calls of a product before the clock runs, fewest that are timed, and seconds that all are repeated for, in turns. Time
 # is that of the calling thread, which works as long as torch's others do, and the fastest call counts: beside other
 # work a call waits for processors as long as it takes, and clocks of all threads are not of the moment.
@@ -124,7 +123,7 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:
         found = _fastest(calls)
         kinds = [kind for kind in found if found[kind] <= HOPELESS * found["float32"]]
         seconds |= {
-            kind: taken * (1 if kind == "int16" else threads) / (ROWS * some * d_in) for kind, taken in found.items()
+            kind: taken * (1 if kind in IN_TILES else threads) / (ROWS * some * d_in) for kind, taken in found.items()
         }
     every_other = np.arange(0, min(features, _small(d_in)), 2, dtype=np.int32)
     starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
@@ -141,17 +140,13 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:
 
 
 def _looked_at(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
-    """A product that has run, and a look at what it wrote; None where there is none, or none that is right."""
+    """A product that has run, and a look at what it wrote; None where there is none."""
     if kind == "int8" and x.shape[1] > WIDEST_INT8:
         return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
     with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
-        sides = make_screen(x, kind), make_screen(weight, kind)
-        # `torch._int_mm` is no public function, and wrong for a d_in of 1 in some versions.
-        if kind == "int8" and not _is_exact(*(side._replace(rows=side.rows[:CHECKED]) for side in sides)):
-            return None
-        call = product_of(*sides, threads=1)
-        looked = call if kind == "int16" else lambda: _look(call())
+        call = product_of(make_screen(x, kind), make_screen(weight, kind), threads=1)
+        looked = call if kind in IN_TILES else lambda: _look(call())
         for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
             looked()
         return looked
@@ -163,23 +158,18 @@ def _look(made: Any) -> np.ndarray:
 
 
 def product_of(x: Screen, weight: Screen, threads: int | None = None) -> Callable[[], Any]:
-    """The product of two screens of one kind, to be called: what encoding cannot do without. threads: of int16's."""
-    if x.kind != "int16":
+    """The product of two screens of one kind, to be called: what encoding cannot do without. threads: of tiles."""
+    if x.kind not in IN_TILES:
         return partial(products, x, weight)
-    (n, d_in), none = x.rows.shape, np.empty((0, len(weight.scale)), np.float32)
+    n, none = len(x.rows), np.empty((0, len(weight.scale)), np.float32)
     tiles = make_tiles(weight.rows.numpy(), weight.scale, np.zeros(len(weight.scale), np.float32), none)
-    rows, own = np.zeros((n // TOKENS * TOKENS, (d_in + 1) // 2 * 2), np.int16), np.empty((n, 0), np.float32)
-    rows[:, :d_in] = x.rows.numpy()[: len(rows)]
+    rows, own = x.rows.numpy(), np.empty((n, 0), np.float32)
 
     def some(a: int, b: int) -> np.ndarray:
         part = slice(a * TOKENS, b * TOKENS)
-        return largest_of_groups(rows[part], x.scale[part], own[part], *tiles)
+        return largest_of_groups(rows[part], x.scale[part], own[part], tiles)
 
-    return lambda: in_ranges(some, n // TOKENS, n * tiles.rows.size, threads=threads)
-
-
-def _is_exact(x: Screen, weight: Screen) -> bool:
-    return np.array_equal(products(x, weight), (x.rows.double() @ weight.rows.double().T).numpy())
+    return lambda: in_ranges(some, -(-n // TOKENS), n * tiles.rows.size, threads=threads)
 
 
 def _fastest(calls: dict[Kind, Callable[[], object]]) -> dict[Kind, float]:

@@ -4,9 +4,9 @@ With x̃ and w̃ the rounded vectors, |x·w − x̃·w̃| <= ‖x − x̃‖ ‖
 right is measured when the rows are rounded. A float32 product is a screen too: it rounds nothing, and its sums differ
 little from those in any other order.
 
-    int8     rows scaled by their largest element; products exact in int32
+    int8     rows scaled by their largest element; products exact in int32, of which only the largest are kept (`tiles`)
     bf16     products summed in float32 and rounded to bfloat16
-    int16    as int8, in as many steps as sums of this length leave room for; only the largest products are kept (tiles)
+    int16    as int8, in as many steps as sums of this length leave room for
     float32  the rows as they are
 """
 
@@ -24,6 +24,7 @@ from heredity.kernels.sparse import FAST, compiled, in_ranges
 from heredity.kernels.torch_forms import OUTPUT_ROUNDING, linear
 
 Kind = Literal["int8", "bf16", "int16", "float32"]
+IN_TILES = frozenset({"int8", "int16"})  # kinds whose products are never written
 
 LEVELS = 127  # steps of int8 on each side of 0
 WIDEST_INT8 = (2**31 - 1) // LEVELS**2  # longest rows whose products cannot overflow int32
@@ -54,7 +55,7 @@ def make_screen(x: Tensor, kind: Kind) -> Screen:
     """Round rows x [n, d], float32 and contiguous on a CPU."""
     scale, norm, rounding = np.ones(len(x), np.float32), np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
     rows = x if kind == "float32" else torch.empty(x.shape, dtype=_DTYPES[kind])
-    if kind in ("int8", "int16"):
+    if kind in IN_TILES:
         levels = np.float32(LEVELS if kind == "int8" else levels_of(x.shape[1]))
         measure, arrays = partial(_to_integers, levels), (rows.numpy(), scale, norm, rounding)
     elif kind == "bf16":
@@ -67,12 +68,10 @@ def make_screen(x: Tensor, kind: Kind) -> Screen:
 
 
 def products(x: Screen, weight: Screen) -> np.ndarray:
-    """x [n, d] times the transpose of weight [m, d]: int32, float32, or the uint16 bits of bfloat16 [n, m]; not int16.
+    """x [n, d] times the transpose of weight [m, d]: float32, or the uint16 bits of bfloat16, [n, m].
 
     Raises RuntimeError where torch has no such product for this processor.
     """
-    if x.kind == "int8":
-        return torch._int_mm(x.rows, weight.rows.T).numpy()
     if x.kind == "bf16":
         return bfloat16_product(x.rows, weight.rows).view(torch.uint16).numpy()
     return linear(x.rows, weight.rows).numpy()

@@ -1,26 +1,38 @@
-"""Products of rows in 16 bits, of which no more than the largest of each group of features is ever written.
+"""Products of rows in 8 or 16 bits, of which no more than the largest of each group of features is ever written.
 
 A product of all rows would be written to memory and read again, which with many short rows takes longer than making it.
 Here a tile of `TOKENS` rows of x and of a panel of the weights is summed in registers, turned into pre-activations, and
-joined to the largest of each group so far. Its sums are those of pairs of neighboring elements, for which processors
-have an instruction that multiplies twice as many numbers as one in float32 (x86's pmaddwd); elsewhere they are plain
-integers, and slower.
+joined to the largest of each group so far. What is summed are words of 32 bits, two or four elements of a row. For
+pairs in 16 bits processors have an instruction that multiplies twice as many numbers as one in float32 (x86's
+pmaddwd); elsewhere they are plain integers, and slower. For fours in 8 bits some have one that multiplies twice as many
+again (VNNI's vpdpbusd), of numbers without a sign by numbers with one: weights are raised by `RAISED`, and sums begin
+with what that adds, taken away. Elsewhere these are plain integers, too, and slowest of all.
 
 Groups are of consecutive features: `merged * VECTORS` of them, which one lane of `merged` panels holds.
 """
 
 from __future__ import annotations
 
+import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from heredity.kernels.sparse import compiled, in_ranges
 
-TOKENS, VECTORS, LANES = 6, 2, 8  # a tile's sums: with what they are made of, they fill 16 registers of 256 bits
+# What code is compiled for, as numba sees and is told it: not always this processor.
+_target: Any = cpu_target.target_context
+_INSTRUCTIONS = frozenset(_target.codegen().magic_tuple()[2].split(","))
+# A tile's sums: with what they are made of, they fill 32 registers of 512 bits or 16 of 256.
+LANES, TOKENS = (16, 12) if "+avx512bw" in _INSTRUCTIONS else (8, 6)
+VECTORS = 2
+HAS_FOURS = bool(_INSTRUCTIONS & {"+avx512vnni", "+avxvnni"})
+RAISED, RAISING = 128, 0x80808080  # and what flips the bits of four of them
 PANEL = VECTORS * LANES  # features of a tile
 APART = 16  # float32 between the rows of maxima, so that they do not all fall on the same places of a cache
 FINE = 1 << 14  # features up to which groups are of one panel, and twice as many up to which they are of two
@@ -29,7 +41,7 @@ FINE = 1 << 14  # features up to which groups are of one panel, and twice as man
 class Tiles(NamedTuple):
     """The weights of an encoder, and what belongs to each feature, in the order that tiles need."""
 
-    rows: np.ndarray  # int16 [blocks, merged, pairs, VECTORS, LANES, 2]
+    rows: np.ndarray  # [blocks, merged, words, VECTORS, LANES, elements of a word], int16, or uint8, raised
     scale: np.ndarray  # float32 [blocks, merged, VECTORS, LANES], of `Screen`
     plain: np.ndarray  # float32 of that shape: bias less floor; features that only fill a block lie below all others
     apart: np.ndarray  # float32 [m, blocks, merged, VECTORS, LANES]: of columns that are multiplied in float32
@@ -41,12 +53,15 @@ def in_a_group(d_sae: int) -> int:
 
 
 def make_tiles(rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np.ndarray) -> Tiles:
-    """rows: int16 [d_sae, d_in]; scale and plain: float32 [d_sae]; apart: float32 [m, d_sae]."""
-    d_sae, d_in = rows.shape
+    """rows: int8 or int16 [d_sae, d_in]; scale and plain: float32 [d_sae]; apart: float32 [m, d_sae]."""
+    d_sae, of_a_word = len(rows), 4 // rows.itemsize
     merged = in_a_group(d_sae) // VECTORS
     blocks = -(-d_sae // (PANEL * merged))
-    packed = np.empty((blocks, merged, (d_in + 1) // 2, VECTORS, LANES, 2), np.int16)
-    in_ranges(lambda a, b: _pack(rows, packed, a, b), blocks, packed.size)
+    whole = np.pad(rows, ((0, 0), (0, -rows.shape[1] % of_a_word)))
+    words = whole.view(np.uint32)
+    packed = np.empty((blocks, merged, words.shape[1], VECTORS, LANES), np.uint32)
+    in_ranges(lambda a, b: _pack(words, np.uint32(RAISING if of_a_word == 4 else 0), packed, a, b), blocks, packed.size)
+    bits = np.uint8 if of_a_word == 4 else np.int16
 
     def in_order(values: np.ndarray, filling: float) -> np.ndarray:
         filled = np.full((*values.shape[:-1], blocks * PANEL * merged), filling, np.float32)
@@ -54,44 +69,39 @@ def make_tiles(rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np
         by_lane = filled.reshape(*values.shape[:-1], blocks, LANES, merged, VECTORS)
         return np.ascontiguousarray(np.moveaxis(by_lane, -3, -1))
 
-    return Tiles(packed, in_order(scale, 0), in_order(plain, -np.inf), in_order(apart, 0))
+    return Tiles(
+        packed.view(bits).reshape(*packed.shape, of_a_word),
+        in_order(scale, 0),
+        in_order(plain, -np.inf),
+        in_order(apart, 0),
+    )
 
 
 @compiled()
-def _pack(rows, packed, start, stop):
-    merged, pairs = packed.shape[1:3]
-    d_sae, d_in = rows.shape
+def _pack(words, raising, packed, start, stop):
+    merged, d_sae = packed.shape[1], len(words)
     for block in range(start, stop):
         for m in range(merged):
             for vector in range(VECTORS):
                 for lane in range(LANES):
                     j = ((block * LANES + lane) * merged + m) * VECTORS + vector
-                    for c in range(2 * pairs):
-                        value = rows[j, c] if j < d_sae and c < d_in else np.int16(0)
-                        packed[block, m, c // 2, vector, lane, c % 2] = value
+                    for c in range(words.shape[1]):
+                        packed[block, m, c, vector, lane] = (words[j, c] if j < d_sae else np.uint32(0)) ^ raising
 
 
-def _tile(joins: bool) -> Any:
-    """A tile of pre-activations, written as the largest of each group, or `joins`: joined to these."""
-
-    # All addresses are of bytes, and strides in bytes.
-    def tile(  # noqa: PLR0913
-        typingctx: Any, x: Any, x_stride: Any, x_scale: Any, own: Any, own_stride: Any, weight: Any, pairs: Any,  # noqa: ARG001
-        scale: Any, plain: Any, apart: Any, apart_stride: Any, columns: Any, maxima: Any, stride: Any,  # noqa: ARG001
-    ) -> Any:  # fmt: skip
-        return types.void(*[types.int64] * 14), _codegen(joins)
-
-    return intrinsic(tile)
-
-
-def _codegen(joins: bool) -> Any:
-    word, half, number, size = ir.IntType(32), ir.IntType(16), ir.FloatType(), ir.IntType(64)
-    sums, halves, floats = ir.VectorType(word, LANES), ir.VectorType(half, 2 * LANES), ir.VectorType(number, LANES)
-    wide, places = ir.VectorType(word, 2 * LANES), ir.VectorType(word, LANES)
+# All addresses are of bytes, and strides in bytes; `rows` tells how many bits an element has.
+def _tile(  # noqa: PLR0913
+    typingctx: Any, rows: Any, x: Any, x_stride: Any, x_start: Any, x_scale: Any, own: Any, own_stride: Any,  # noqa: ARG001
+    weight: Any, words: Any, scale: Any, plain: Any, apart: Any, apart_stride: Any, columns: Any, maxima: Any,  # noqa: ARG001
+    stride: Any, joins: Any,  # noqa: ARG001
+) -> Any:  # fmt: skip
+    word, number, size = ir.IntType(32), ir.FloatType(), ir.IntType(64)
+    sums, floats, places = ir.VectorType(word, LANES), ir.VectorType(number, LANES), ir.VectorType(word, LANES)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        x, x_stride, x_scale, own, own_stride, weight, pairs = args[:7]
-        scale, plain, apart, apart_stride, columns, maxima, stride = args[7:]
+        x, x_stride, x_start, x_scale, own, own_stride, weight, words = args[1:9]
+        scale, plain, apart, apart_stride, columns, maxima, stride, joins = args[9:]
+        of_a_word = 32 // signature.args[0].dtype.bitwidth
 
         def address(base: Any, kind: Any, row: int = 0, row_bytes: Any = None) -> Any:
             at = base if row_bytes is None else builder.add(base, builder.mul(row_bytes, size(row)))
@@ -105,11 +115,22 @@ def _codegen(joins: bool) -> Any:
             single = builder.insert_element(nothing, value, word(0))
             return builder.shuffle_vector(single, nothing, ir.Constant(places, [0] * LANES))
 
-        def of_pairs(a: Any, b: Any) -> Any:
-            """Sums of the products of pairs: the form that LLVM makes one instruction of where there is one."""
-            products, nothing = builder.mul(builder.sext(a, wide), builder.sext(b, wide)), ir.Constant(wide, None)
-            even, odd = (ir.Constant(places, list(range(first, 2 * LANES, 2))) for first in (0, 1))
-            return builder.add(*(builder.shuffle_vector(products, nothing, some) for some in (even, odd)))
+        def elements(words_of_some: Any, extend: Any) -> Any:
+            count = of_a_word * LANES
+            narrow = builder.bitcast(words_of_some, ir.VectorType(ir.IntType(32 // of_a_word), count))
+            return extend(narrow, ir.VectorType(word, count))
+
+        def add(total: Any, of_x: Any, weights: Any) -> Any:
+            """`total` and the products of the elements of each word."""
+            if of_a_word == 4 and HAS_FOURS:
+                name, shape = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", ir.FunctionType(sums, [sums] * 3)
+                return builder.call(builder.module.declare_intrinsic(name, (), shape), [total, weights, of_x])
+            extend = builder.zext if of_a_word == 4 else builder.sext
+            products = builder.mul(elements(of_x, builder.sext), elements(weights, extend))
+            # Of pairs this is the form that LLVM makes one or two instructions of where it can.
+            some = (ir.Constant(places, list(range(e, of_a_word * LANES, of_a_word))) for e in range(of_a_word))
+            parts = [builder.shuffle_vector(products, ir.Constant(products.type, None), each) for each in some]
+            return builder.add(total, reduce(builder.add, parts))
 
         def repeat(times: Any, carried: list[Any], body: Any) -> list[Any]:
             """`body(i, carried)` for i from 0; what it returns is carried on."""
@@ -130,19 +151,19 @@ def _codegen(joins: bool) -> Any:
             return kept
 
         tokens, x_rows = range(TOKENS), [address(x, word, t, x_stride) for t in range(TOKENS)]
-        panel = address(weight, halves)
+        panel = address(weight, sums)
 
-        def add_pair(i: Any, kept: list[Any]) -> list[Any]:
+        def add_word(i: Any, kept: list[Any]) -> list[Any]:
             first = builder.mul(i, size(VECTORS))
             columns_here = [load(panel, builder.add(first, size(v))) for v in range(VECTORS)]
             made = []
             for t in tokens:
-                pair = builder.bitcast(all_lanes(load(x_rows[t], i), sums), halves)
-                made += [builder.add(kept[t * VECTORS + v], of_pairs(pair, columns_here[v])) for v in range(VECTORS)]
+                own_word = all_lanes(load(x_rows[t], i), sums)
+                made += [add(kept[t * VECTORS + v], own_word, columns_here[v]) for v in range(VECTORS)]
             return made
 
-        nothing = [ir.Constant(sums, None)] * (TOKENS * VECTORS)
-        total = repeat(pairs, nothing, add_pair)
+        starts = [all_lanes(load(address(x_start, word), size(t)), sums) for t in tokens]
+        total = repeat(words, [start for start in starts for _ in range(VECTORS)], add_word)
 
         per_vector = [[load(address(each, floats), size(v)) for v in range(VECTORS)] for each in (scale, plain)]
         acts = []
@@ -166,46 +187,55 @@ def _codegen(joins: bool) -> Any:
             return made
 
         acts = repeat(columns, acts, add_apart)
+        nothing, is_joined = ir.Constant(floats, [-math.inf] * LANES), builder.trunc(joins, ir.IntType(1))
         for t in tokens:
             place = address(maxima, floats, t, stride)
-            largest = builder.load(place, align=4) if joins else acts[t * VECTORS]
-            for act in acts[t * VECTORS + (not joins) : (t + 1) * VECTORS]:
+            largest = builder.select(is_joined, builder.load(place, align=4), nothing)
+            for act in acts[t * VECTORS : (t + 1) * VECTORS]:
                 largest = builder.select(builder.fcmp_ordered(">", act, largest), act, largest)
             builder.store(largest, place, align=4)
         return context.get_dummy_value()
 
-    return codegen
+    return types.void(rows, *[types.int64] * 16), codegen
 
 
-_first, _joined = _tile(False), _tile(True)
+# A tile of pre-activations, written as the largest of each group, or, `joins` being 1, joined to what is there.
+_write_tile: Any = intrinsic(_tile)
 
 
 @compiled()
-def largest_of_groups(x, x_scale, own, rows, scale, plain, apart):
-    """What 16-bit products find largest in each group of pre-activations, float32 [n, groups + `APART`].
+def largest_of_groups(rows, scale, own, tiles):
+    """What products of integers find largest in each group of pre-activations, float32 [n, groups + `APART`], and more
+    rows of no meaning.
 
-    x: int16 [n, 2 pairs], n a multiple of `TOKENS`; x_scale: float32 [n]; own: float32 [n, m], the columns of x that
-    are multiplied by `apart`; the others as of `Tiles`.
+    rows: int8 or int16 [n, d_in]; scale: float32 [n]; own: float32 [n, m], the columns of x that are multiplied apart;
+    tiles: `Tiles` of the same kind.
     """
-    n, (blocks, merged, pairs), m = len(x), rows.shape[:3], own.shape[1]
+    weight, w_scale, plain, apart = tiles
+    (n, d_in), m = rows.shape, own.shape[1]
+    blocks, merged, words, of_a_word = weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[5]
+    whole = (n + TOKENS - 1) // TOKENS * TOKENS
+    x, factors = np.zeros((whole, of_a_word * words), rows.dtype), np.zeros((whole, m), np.float32)
+    start, steps = np.zeros(whole, np.int32), np.zeros(whole, np.float32)
+    for t in range(n):
+        raised, steps[t] = np.int32(0), scale[t]
+        for c in range(d_in):
+            x[t, c] = rows[t, c]
+            raised = np.int32(raised + np.int32(rows[t, c]))
+        start[t] = -RAISED * raised if of_a_word == 4 else 0
+        for c in range(m):
+            factors[t, c] = own[t, c]
     stride = blocks * LANES + APART
-    maxima = np.empty((n, stride), np.float32)
-    x_at, step_at, own_at, maxima_at = x.ctypes.data, x_scale.ctypes.data, own.ctypes.data, maxima.ctypes.data
+    maxima = np.empty((whole, stride), np.float32)
+    x_at, start_at, step_at, own_at = x.ctypes.data, start.ctypes.data, steps.ctypes.data, factors.ctypes.data
     for panel in range(blocks * merged):
-        weight = rows.ctypes.data + panel * pairs * PANEL * 4
-        first = panel * PANEL * 4
-        a, b, c = scale.ctypes.data + first, plain.ctypes.data + first, apart.ctypes.data + first
-        out = maxima_at + panel // merged * LANES * 4
-        if panel % merged == 0:
-            for t in range(0, n, TOKENS):
-                _first(
-                    x_at + t * pairs * 4, pairs * 4, step_at + t * 4, own_at + t * m * 4, m * 4, weight, pairs, a, b, c,
-                    blocks * merged * PANEL * 4, m, out + t * stride * 4, stride * 4
-                )  # fmt: skip
-        else:
-            for t in range(0, n, TOKENS):
-                _joined(
-                    x_at + t * pairs * 4, pairs * 4, step_at + t * 4, own_at + t * m * 4, m * 4, weight, pairs, a, b, c,
-                    blocks * merged * PANEL * 4, m, out + t * stride * 4, stride * 4
-                )  # fmt: skip
+        panel_at = weight.ctypes.data + panel * words * PANEL * 4
+        first, joins = panel * PANEL * 4, np.int64(panel % merged > 0)
+        a, b, c = w_scale.ctypes.data + first, plain.ctypes.data + first, apart.ctypes.data + first
+        out = maxima.ctypes.data + panel // merged * LANES * 4
+        for t in range(0, whole, TOKENS):
+            _write_tile(
+                weight, x_at + t * words * 4, words * 4, start_at + t * 4, step_at + t * 4, own_at + t * m * 4, m * 4,
+                panel_at, words, a, b, c, blocks * merged * PANEL * 4, m, out + t * stride * 4, stride * 4, joins
+            )  # fmt: skip
     return maxima

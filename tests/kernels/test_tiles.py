@@ -1,0 +1,47 @@
+"""Tiles of integer products, alone: the largest of each group as NumPy finds it, by an instruction or without one."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from heredity.kernels import tiles
+from heredity.kernels.screens import LEVELS, levels_of
+
+SHAPES = [(1, 1, 1), (13, 7, 33), (24, 64, 512), (25, 130, 700), (5, 48, (1 << 14) + 16), (3, 16, (1 << 15) + 40)]
+
+
+def largest(rows: np.ndarray, scale: np.ndarray, own: np.ndarray, weight: np.ndarray, *of_features: np.ndarray):
+    """What a plain product finds largest in each group."""
+    w_scale, plain, apart = of_features
+    acts = (rows.astype(np.int64) @ weight.astype(np.int64).T) * scale[:, None] * w_scale + plain + own @ apart
+    size = tiles.in_a_group(len(weight))
+    filled = np.full((len(rows), -(-len(weight) // size) * size), -np.inf)
+    filled[:, : len(weight)] = acts
+    return filled.reshape(len(rows), -1, size).max(2)
+
+
+@pytest.fixture(params=[True, False], ids=["instruction", "plain"])
+def largest_of_groups(request, monkeypatch):
+    """The kernel as this processor has it, and one that is compiled without an instruction for words of four."""
+    if request.param:
+        return tiles.largest_of_groups
+    monkeypatch.setattr(tiles, "HAS_FOURS", False)
+    return numba.njit(tiles.largest_of_groups.py_func, error_model="numpy")
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_tiles_write_the_largest_of_each_group_whatever_the_shape_and_the_signs(largest_of_groups, kind):
+    for n, d_in, d_sae in SHAPES:
+        random = np.random.default_rng(d_sae)
+        most = LEVELS if kind == np.int8 else levels_of(d_in)
+        rows, weight = (random.integers(-most, most + 1, (some, d_in)).astype(kind) for some in (n, d_sae))
+        rows[0], weight[0], weight[-1] = most, most, -most  # the largest sums there are
+        scale, w_scale = (random.uniform(0.5, 2, some).astype(np.float32) / most for some in (n, d_sae))
+        plain = random.normal(0, 1, d_sae).astype(np.float32)
+        own, apart = (random.normal(0, 1, shape).astype(np.float32) for shape in ((n, 2), (2, d_sae)))
+        made = tiles.make_tiles(weight, w_scale, plain, apart)
+        expected = largest(rows, scale, own, weight, w_scale, plain, apart)
+        found = largest_of_groups(rows, scale, own, made)[:n, : expected.shape[1]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
