@@ -192,8 +192,11 @@ def local_form(config: CorpusConfig, spec: str, root: Path) -> Form:
     """What a local source holds: what the settings say, else the first row. Raises CorpusError for nothing to read."""
     if config.format is not None:
         return config.format
-    parts, texts = listed(config, resolve(spec, root), Account())
-    return "text" if texts or not parts else form_of(next(_values(parts[0][0], config), None)) or "text"
+    path = resolve(spec, root)
+    if _found(config, path, Account())[1]:  # whatever is in them
+        return "text"
+    parts, _ = listed(config, path, Account())
+    return form_of(next(_values(parts[0][0], config), None)) or "text"
 
 
 def _values(part: Part, config: CorpusConfig) -> Iterator[object]:
@@ -339,21 +342,28 @@ def listed(config: CorpusConfig, path: Path, account: Account) -> tuple[list[tup
     files = _files(path)
     if pointers := [fault for file in files if (fault := fault_of(file))]:
         raise CorpusError(f"{pointers[0]}" + (f" ({len(pointers)} of {len(files)} files are)" if files[1:] else ""))
-    parts = [part for file in files for part in (members(file) if _is_zip(file) else [Part(file)])]
+    chosen, texts = _found(config, path, account, files)
+    alone = path.is_file() and not _is_zip(path)
+    _check_settings(config, texts, chosen[0])
+    return _split(chosen, path.parent if alone else path, texts, alone, account, config), texts
+
+
+def _found(
+    config: CorpusConfig, path: Path, account: Account, files: list[Path] | None = None
+) -> tuple[list[Part], bool]:
+    """The files at a path that are its corpus, none of them opened, and whether they are texts; as of `listed`."""
+    parts = [part for file in files or _files(path) for part in (members(file) if _is_zip(file) else [Part(file)])]
     parts = [part for part in parts if not any(name.startswith(".") for name in PurePath(part.member).parts)]
     if path.is_file() and not _is_zip(path):
-        texts = (kind_of(path.name) or "text") == "text"
-        chosen, folder = parts, path.parent
-    else:
-        (chosen, texts), folder = _chosen(parts, path, config, account), path
+        return parts, (kind_of(path.name) or "text") == "text"
+    chosen, texts = _chosen(parts, path, config, account)
     if not chosen:
         unread = ", ".join(f"{why} {count}" for why, count in sorted(account.left_out.items()))
         raise CorpusError(
             f"{config.source}: {path} holds no text, JSON lines or Parquet file{f' ({unread})' if unread else ''}; "
             "name one file, or give files a suffix such as .txt, .jsonl, .jsonl.zst, .csv or .parquet"
         )
-    _check_settings(config, texts, chosen[0])
-    return _split(chosen, folder, texts, path.is_file() and not _is_zip(path), account, config), texts
+    return chosen, texts
 
 
 def _chosen(parts: list[Part], folder: Path, config: CorpusConfig, account: Account) -> tuple[list[Part], bool]:
