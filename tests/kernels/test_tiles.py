@@ -41,7 +41,7 @@ def test_tiles_write_the_largest_of_each_group_whatever_the_shape_and_the_signs(
         scale, w_scale = (random.uniform(0.5, 2, some).astype(np.float32) / most for some in (n, d_sae))
         plain = random.normal(0, 1, d_sae).astype(np.float32)
         own, apart = (random.normal(0, 1, shape).astype(np.float32) for shape in ((n, 2), (2, d_sae)))
-        made = tiles.make_tiles(weight, w_scale, plain, apart)
+        made = tiles.make_tiles(tiles.packed(weight), w_scale, plain, apart)
         expected = largest(rows, scale, own, weight, w_scale, plain, apart)
         found = largest_of_groups(rows, scale, own, made)[:n, : expected.shape[1]]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

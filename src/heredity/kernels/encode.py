@@ -20,7 +20,7 @@ from heredity.kernels import paths
 from heredity.kernels.candidates import active_in_groups, active_of, groups_of
 from heredity.kernels.screens import IN_TILES, Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
-from heredity.kernels.tiles import Tiles, in_a_group, make_tiles
+from heredity.kernels.tiles import Tiles, in_a_group, make_tiles, packed
 from heredity.kernels.torch_forms import active_entries, key_starts
 
 # Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
@@ -110,7 +110,8 @@ def keep_largest(acts: Sparse, count: int) -> Sparse:
 def weight_screen(weight: Tensor, rows: int = SCREENED_ROWS) -> Screen:
     """The fastest screen for an encoder's weight, float32 [d_sae, d_in] on a CPU, and calls of so many rows."""
     kinds = paths.screens(weight.shape[1], len(weight))
-    return make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1])
+    screen = make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1])
+    return screen._replace(packed=packed(screen.rows.numpy())) if screen.kind in IN_TILES else screen
 
 
 class _Chunk(NamedTuple):
@@ -164,7 +165,8 @@ def _ready(screen: Screen, largest: np.ndarray, encoder: Encoder) -> _Ready:
     apart = Apart(columns, np.ascontiguousarray(weight[:, columns].T))
     tiles = None
     if screen.kind in IN_TILES:
-        tiles = make_tiles(screen.rows.numpy(), screen.scale, encoder.plain, apart.weight)
+        rows = packed(screen.rows.numpy()) if screen.packed is None else screen.packed
+        tiles = make_tiles(rows, screen.scale, encoder.plain, apart.weight)
     return _Ready(screen, apart, groups_of(screen, encoder.sizes), tiles)
 
 

@@ -21,7 +21,7 @@ import torch
 from heredity.kernels.candidates import LANES, sum_pre_acts
 from heredity.kernels.screens import IN_TILES, WIDEST_INT8, Kind, Screen, make_screen, products
 from heredity.kernels.sparse import in_ranges
-from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles
+from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles, packed
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 72, 1024  # rows of the products that are timed, and features, or more where they would be small:
@@ -162,7 +162,7 @@ def product_of(x: Screen, weight: Screen, threads: int | None = None) -> Callabl
     if x.kind not in IN_TILES:
         return partial(products, x, weight)
     n, none = len(x.rows), np.empty((0, len(weight.scale)), np.float32)
-    tiles = make_tiles(weight.rows.numpy(), weight.scale, np.zeros(len(weight.scale), np.float32), none)
+    tiles = make_tiles(packed(weight.rows.numpy()), weight.scale, np.zeros(len(weight.scale), np.float32), none)
     rows, own = x.rows.numpy(), np.empty((n, 0), np.float32)
 
     def some(a: int, b: int) -> np.ndarray:

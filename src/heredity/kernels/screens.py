@@ -41,6 +41,7 @@ class Screen(NamedTuple):
     scale: np.ndarray  # float32 [n]: the value of one integer step; 1 where rows are floats
     norm: np.ndarray  # float32 [n]: at least the norm of the exact row
     rounding: np.ndarray  # float32 [n]: at least the norm of the exact row minus the rounded one
+    packed: np.ndarray | None = None  # rows of a weight in the order of `Tiles`, where they are made to be kept
 
 
 _DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "int16": torch.int16}

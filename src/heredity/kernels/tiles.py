@@ -52,29 +52,27 @@ def in_a_group(d_sae: int) -> int:
     return VECTORS * (1 if d_sae <= FINE else 2 if d_sae <= 2 * FINE else 4)
 
 
+def packed(rows: np.ndarray) -> np.ndarray:
+    """int8 or int16 [d_sae, d_in] in the order of `Tiles.rows`."""
+    of_a_word, merged = 4 // rows.itemsize, in_a_group(len(rows)) // VECTORS
+    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % of_a_word))).view(np.uint32)
+    made = np.empty((-(-len(rows) // (PANEL * merged)), merged, words.shape[1], VECTORS, LANES), np.uint32)
+    raising = np.uint32(RAISING if of_a_word == 4 else 0)
+    in_ranges(lambda a, b: _pack(words, raising, made, a, b), len(made), made.size)
+    return made.view(np.uint8 if of_a_word == 4 else np.int16).reshape(*made.shape, of_a_word)
+
+
 def make_tiles(rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np.ndarray) -> Tiles:
-    """rows: int8 or int16 [d_sae, d_in]; scale and plain: float32 [d_sae]; apart: float32 [m, d_sae]."""
-    d_sae, of_a_word = len(rows), 4 // rows.itemsize
-    merged = in_a_group(d_sae) // VECTORS
-    blocks = -(-d_sae // (PANEL * merged))
-    whole = np.pad(rows, ((0, 0), (0, -rows.shape[1] % of_a_word)))
-    words = whole.view(np.uint32)
-    packed = np.empty((blocks, merged, words.shape[1], VECTORS, LANES), np.uint32)
-    in_ranges(lambda a, b: _pack(words, np.uint32(RAISING if of_a_word == 4 else 0), packed, a, b), blocks, packed.size)
-    bits = np.uint8 if of_a_word == 4 else np.int16
+    """rows: `packed`; scale and plain: float32 [d_sae]; apart: float32 [m, d_sae]."""
+    blocks, merged = rows.shape[:2]
 
     def in_order(values: np.ndarray, filling: float) -> np.ndarray:
         filled = np.full((*values.shape[:-1], blocks * PANEL * merged), filling, np.float32)
-        filled[..., :d_sae] = values
+        filled[..., : len(scale)] = values
         by_lane = filled.reshape(*values.shape[:-1], blocks, LANES, merged, VECTORS)
         return np.ascontiguousarray(np.moveaxis(by_lane, -3, -1))
 
-    return Tiles(
-        packed.view(bits).reshape(*packed.shape, of_a_word),
-        in_order(scale, 0),
-        in_order(plain, -np.inf),
-        in_order(apart, 0),
-    )
+    return Tiles(rows, in_order(scale, 0), in_order(plain, -np.inf), in_order(apart, 0))
 
 
 @compiled()
