@@ -162,7 +162,7 @@ def screening(request, monkeypatch) -> Iterator[Screening]:
 
     def counted(x, ready, *rest):
         found = real(x, ready, *rest)
-        useless = len(found.overfull) > encode.MOST_OVERFULL * len(x)
+        useless = found.crowded > encode.MOST_CROWDED * len(x)
         seen.candidates.append((ready.screen.kind, -1 if useless else found.candidates))
         return found
 

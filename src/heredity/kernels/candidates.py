@@ -6,6 +6,8 @@ largest of several numbers is found through the bits of floats, which are ordere
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -106,7 +108,8 @@ def groups_of(screen: Screen, sizes: np.ndarray) -> np.ndarray:
     whole = size * TILE_LANES if consecutive else size
     filled = np.zeros((3, -(-d_sae // whole) * whole), np.float32)
     filled[:, :d_sae] = screen.norm, screen.rounding, sizes
-    return filled.reshape(3, -1, size).max(2) if consecutive else filled.reshape(3, size, -1).max(1)
+    shape, axis = ((3, -1, size), 2) if consecutive else ((3, size, -1), 1)
+    return reduce(np.maximum, np.moveaxis(filled.reshape(shape), axis, 0))
 
 
 @compiled()
@@ -282,8 +285,8 @@ def _left_in_groups(
 
     maxima: float32 [n, at least groups]; rows and w_rows: what was multiplied, int8 or int16 [n, d_in], [d_sae, d_in];
     size: features of a group. The products of a group that may hold a candidate are made once more, one by one. found:
-    int64 [n], written: how many; -1 for more than `limit`. Returns features, what is known of their pre-activations,
-    and int64 [n + 1] where each row's start.
+    int64 [n], written: how many; -1 where they would be more than `limit` a row. Returns features, what is known of
+    their pre-activations, and int64 [n + 1] where each row's start.
     """
     n, number, (d_sae, d_in) = len(maxima), groups.shape[1], w_rows.shape
     coarse, cut, weights = np.empty(number // COARSE, np.float32), np.float32(0), weight.reshape(-1)
@@ -332,7 +335,7 @@ def _left_in_groups(
                 rest[more] = b
                 more += np.int64(t == known or top[t] != b)
         found[i] = left * size
-        if left * size > limit:
+        if starts[i] + left * size > n * limit:
             found[i], left, more = -1, 0, 0
         _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, rest, more, of_rest)
         at, t, more = starts[i], 0, 0

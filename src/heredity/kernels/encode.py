@@ -30,7 +30,7 @@ LEAST_ROWS, LEAST_ROWS_OF_A_PIECE = 2048, 96  # of tiles: of a chunk, and of wha
 TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates decide which screen the others take
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
-MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
+MOST_CROWDED = 0.125  # share of such tokens from which a screen is of no use
 OF_A_TILE = 32  # multiplications of tiles that take as long as one elementary operation
 EXACT_COLUMNS = 8  # most columns of x that a screen of integers leaves to float32
 OUTLYING = 8.0  # largest element of such a column relative to the median column's
@@ -119,7 +119,8 @@ class _Chunk(NamedTuple):
 
     acts: Sparse
     candidates: int
-    overfull: np.ndarray  # int64: rows with too many candidates, empty in `acts`
+    crowded: int  # rows with too many candidates
+    overfull: np.ndarray  # int64: those of them that are empty in `acts`
 
 
 def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -> Sparse:
@@ -136,7 +137,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
         chunk = x[at : at + rows]
         limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
         found = _screened(chunk, ready, encoder, limit)
-        useless = len(found.overfull) > MOST_OVERFULL * len(chunk)
+        useless = found.crowded > MOST_CROWDED * len(chunk)
         if not useless:
             parts.append(found.acts)
             overfull.append(at + found.overfull)
@@ -185,7 +186,8 @@ def _rows_of_a_piece(screen: Screen) -> int:
 
 
 def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
-    """Active features of a chunk of rows, none of those rows that have more than `limit` candidates."""
+    """Active features of a chunk of rows, none of those rows that have more than `limit` candidates; of screens of
+    integers none of those only for which there is no room beside the others."""
     screen, apart, groups, tiles = ready
     n, (d_sae, d_in) = len(x), encoder.weight.shape
     own, rest = np.empty((n, 0), np.float32), x
@@ -215,7 +217,7 @@ def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
     parts = in_ranges(lambda a, b: work(*(each[a:b] for each in per_row), *chosen), n, operations, pieces)
     overfull = np.flatnonzero(found < 0)
     acts = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
-    return _Chunk(acts, int(found[found > 0].sum()), overfull)
+    return _Chunk(acts, int(found[found > 0].sum()), int((found > limit).sum()) + len(overfull), overfull)
 
 
 def _concatenated(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

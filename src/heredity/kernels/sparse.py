@@ -85,13 +85,14 @@ def in_ranges(
 
         threads = torch.get_num_threads()
     pieces = max(1, min(n, threads * pieces_per_thread))
-    if pieces == 1 or threads == 1 or operations < WORTH_THREADS:
+    if pieces == 1 or operations < WORTH_THREADS:
         return [work(0, n)]
     edges = [n * i // pieces for i in range(pieces + 1)]
     if cost is not None:
         wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
         edges[1:-1] = np.searchsorted(cost, wanted).tolist()
-    return list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
+    spread = map if threads == 1 else _pool(os.getpid(), threads).map
+    return list(spread(work, edges[:-1], edges[1:]))
 
 
 @lru_cache(maxsize=4)
