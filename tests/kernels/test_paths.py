@@ -77,7 +77,13 @@ def test_a_screen_that_is_missing_cannot_be_forced(monkeypatch, generic):
         paths.screens(64, 512)
 
 
-def test_rows_too_long_for_int32_sums_are_not_multiplied_in_int8():
+def test_products_of_int8_that_have_no_instruction_are_not_timed(monkeypatch):
+    monkeypatch.setattr(paths, "HAS_FOURS", False)
+    assert paths.costs_of(64, 512).int8 == np.inf and paths.costs_of(64, 512).int16 < np.inf
+
+
+def test_rows_too_long_for_int32_sums_are_not_multiplied_in_int8(monkeypatch):
+    monkeypatch.setattr(paths, "HAS_FOURS", True)
     assert paths._looked_at("int8", torch.ones(2, screens.WIDEST_INT8 + 1), torch.ones(3, 1)) is None
 
 

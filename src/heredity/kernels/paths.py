@@ -21,7 +21,7 @@ import torch
 from heredity.kernels.candidates import LANES, sum_pre_acts
 from heredity.kernels.screens import IN_TILES, WIDEST_INT8, Kind, Screen, make_screen, products
 from heredity.kernels.sparse import in_ranges
-from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles, packed
+from heredity.kernels.tiles import HAS_FOURS, TOKENS, largest_of_groups, make_tiles, packed
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 72, 1024  # rows of the products that are timed, and features, or more where they would be small:
@@ -140,8 +140,8 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:
 
 
 def _looked_at(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
-    """A product that has run, and a look at what it wrote; None where there is none."""
-    if kind == "int8" and x.shape[1] > WIDEST_INT8:
+    """A product that has run, and a look at what it wrote; None where there is none, or surely no fast one."""
+    if kind == "int8" and (x.shape[1] > WIDEST_INT8 or not HAS_FOURS):
         return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
     with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):

@@ -6,7 +6,7 @@ joined to the largest of each group so far. What is summed are words of 32 bits,
 pairs in 16 bits processors have an instruction that multiplies twice as many numbers as one in float32 (x86's
 pmaddwd); elsewhere they are plain integers, and slower. For fours in 8 bits some have one that multiplies twice as many
 again (VNNI's vpdpbusd), of numbers without a sign by numbers with one: weights are raised by `RAISED`, and sums begin
-with what that adds, taken away. Elsewhere these are plain integers, too, and slowest of all.
+with what that adds, taken away. Elsewhere these are plain integers, too, the slowest of all, which `paths` leaves out.
 
 Groups are of consecutive features: `merged * VECTORS` of them, which one lane of `merged` panels holds.
 """
