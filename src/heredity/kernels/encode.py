@@ -26,7 +26,8 @@ from heredity.kernels.torch_forms import active_entries, key_starts
 # Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
 # memory to the system, and is work enough that changing from the product to the selection costs little.
 CHUNK_BYTES = 16 << 20
-LEAST_ROWS, LEAST_ROWS_OF_A_PIECE = 2048, 96  # of tiles: of a chunk, and of what a thread takes at a time
+LEAST_ROWS, LEAST_ROWS_OF_A_PIECE = 2048, 96  # of tiles: of a chunk, and of what a thread takes at a time,
+MOST_OF_A_PIECE = 32 << 20  # and the bytes that this writes
 TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates decide which screen the others take
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
@@ -182,7 +183,8 @@ def _rows_of_a_chunk(screen: Screen) -> int:
 def _rows_of_a_piece(screen: Screen) -> int:
     """Rows of which tiles write about as much as they read, which is the weights, once for all of these rows."""
     d_sae, d_in = screen.rows.shape
-    return max(LEAST_ROWS_OF_A_PIECE, 3 * d_in * in_a_group(d_sae) // 8)
+    of_a_row = 4 * d_sae // in_a_group(d_sae)
+    return max(LEAST_ROWS_OF_A_PIECE, min(3 * d_in * in_a_group(d_sae) // 8, MOST_OF_A_PIECE // max(of_a_row, 1)))
 
 
 def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
