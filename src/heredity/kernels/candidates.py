@@ -20,7 +20,7 @@ from heredity.kernels.tiles import VECTORS, in_a_group, largest_of_groups
 
 LANES = 16  # features of a group, of which the largest stands for all
 GROUPS_PER_ACTIVE = 16  # of k active features, below which too many groups hold one to look into them singly
-GROUPS_AHEAD = 3
+GROUPS_AHEAD = 3  # groups by which the loading of their features' integers runs ahead
 COARSE = 8  # groups of integer products whose largest is looked at first
 LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
