@@ -217,7 +217,7 @@ def in_cache_rate(case: Case, workers: int) -> float:
     rows, repeats, rounds = 256, 64, 40
     indptr = np.arange(rows + 1) * case.l0
     table = _firing(case.d_child, rng)
-    columns = table[rng.integers(0, len(table), rows * case.l0)]
+    columns = table[rng.integers(0, len(table), rows * case.l0)].astype(np.uint16)
     values = rng.random(rows * case.l0, np.float32)
     walked = np.tile(np.arange(rows, dtype=np.int32), repeats)
     weights = np.ones(len(walked), np.float32)

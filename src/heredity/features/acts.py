@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
 from heredity.errors import reading, short
+from heredity.kernels.processors import default_workers
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "BOOL": np.bool_}
@@ -126,9 +127,10 @@ class FeatureActs:
 
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
         """Each feature moved around the circle of tokens by its offset, int64 [d_sae]: row t goes to t + offset."""
-        columns = transpose(self.sparse)
+        workers = default_workers()
+        columns = transpose(self.sparse, workers=workers)
         moved = (np.repeat(offsets, np.diff(columns.indptr)) + columns.indices) % max(1, self.tokens)
-        rows = transpose(Sparse(columns.indptr, moved.astype(np.int32), columns.values, self.tokens))
+        rows = transpose(Sparse(columns.indptr, moved.astype(np.int32), columns.values, self.tokens), workers=workers)
         return FeatureActs(rows.indptr, rows.indices, rows.values, self.d_sae)
 
     @staticmethod
