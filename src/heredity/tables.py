@@ -149,5 +149,7 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
         values = values.tolist()
     if not pa.types.is_floating(kind):
         return pa.array(values, kind)
-    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    if not isinstance(values, np.ndarray):
+        values = [np.nan if value is None else value for value in values]
+    numbers = np.asarray(values, np.float64)
     return pa.array(np.where(np.isfinite(numbers), numbers, np.nan), kind, from_pandas=True)

@@ -77,7 +77,7 @@ def attributions_of(side: Side) -> np.ndarray:
     ("correlation", "reference"), [(attribution_correlation, attributions_of), (activation_correlation, activations_of)]
 )
 def test_r_firings_and_peaks_are_those_of_numpy_whatever_the_parts(monkeypatch, correlation, reference):
-    monkeypatch.setattr("heredity.lm.activations._FORWARD_TOKENS", 7 * 16)  # several parts, the last one short
+    monkeypatch.setattr("heredity.lm.activations._CHUNK_TOKENS", 7 * 16)  # several parts, the last one short
     monkeypatch.setattr("heredity.stitch.functional._CHUNK", 100 * D_MODEL)
     wide = new_sae(32, FEATURES, "relu")
     wide.W_enc.copy_(random(32, FEATURES, seed=3))

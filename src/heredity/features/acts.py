@@ -161,7 +161,7 @@ class FeatureActs:
 
     def to_columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same by features: (indptr int64 [d_sae + 1], rows int32 [n] rising within a feature, values [n])."""
-        columns = transpose(self.sparse)
+        columns = transpose(self.sparse, workers=default_workers())
         return columns.indptr, columns.indices, columns.values
 
     def save(self, path: Path) -> None:

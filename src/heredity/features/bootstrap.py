@@ -22,7 +22,8 @@ from heredity.kernels.sparse import in_ranges
 
 GROUPS = 100  # groups of documents; more cost memory and time and hardly sharpen a CI
 LEAST_GROUPS = 10  # with fewer the spread between groups is itself too uncertain to support a CI
-_CHUNK = 1 << 20  # numbers in a temporary array
+_CHUNK = 1 << 20  # numbers in a temporary array, that is made by a few large products
+_CACHED = 1 << 16  # numbers in one of many that are made of each other
 _LARGEST = 1 - 1e-9  # |r| beyond it is a copy: atanh would blow its rounding up
 _ROUNDING = 1e-12  # share of the sum of squares below which a variance is rounding
 
@@ -113,16 +114,17 @@ def group_moments(parent: FeatureActs, child: FeatureActs, candidates: np.ndarra
 def leave_one_out(moments: PairMoments) -> Jackknife:
     """z = atanh r on all groups and without each of them."""
     groups, shape = len(moments.tokens), moments.candidates.shape
-    z, bias, effective = np.empty(shape), np.zeros(shape), np.zeros(shape)
+    z, bias, effective = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
     deviation = np.zeros((groups, *shape))
-    parts = list(_chunks(len(z), groups * shape[1]))
+    paired = np.flatnonzero((moments.candidates >= 0).any(1))
+    parts = [paired[part] for part in _chunks(len(paired), groups * shape[1], _CACHED)]
 
     def leave_out(first: int, last: int) -> None:
         for part in parts[first:last]:
             candidates = moments.candidates[part]
-            y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
-            x, xx = moments.x[:, part, None], moments.xx[:, part, None]
-            pairs = [moments.tokens[:, None, None], x, xx, y, yy, moments.xy[:, part]]  # [groups, features, top or 1]
+            y, yy = (np.where(candidates < 0, 0.0, sums.take(candidates, 1)) for sums in (moments.y, moments.yy))
+            x, xx, xy = (sums.take(part, 1) for sums in (moments.x[..., None], moments.xx[..., None], moments.xy))
+            pairs = [moments.tokens[:, None, None], x, xx, y, yy, xy]  # [groups, features, top or 1]
             everything = [sums.sum(0, keepdims=True) for sums in pairs]
             z[part] = _fisher(*everything)[0]
             without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
@@ -131,7 +133,8 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
             dev = np.where(known, mean - without, 0.0)
             deviation[:, part] = dev
             bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
-            second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
+            squared = np.square(dev)
+            second, fourth = squared.sum(0), np.square(squared).sum(0)
             varies, firing = fourth > 0, (xx > 0).sum(0)
             carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
             effective[part] = np.where(known, carrying, 0.0)
@@ -140,9 +143,9 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
     return Jackknife(z, bias, deviation, effective, moments.candidates)
 
 
-def _chunks(features: int, each: int) -> Iterator[slice]:
+def _chunks(features: int, each: int, most: int = _CHUNK) -> Iterator[slice]:
     """Ranges of features, `each` numbers per feature."""
-    step = max(1, _CHUNK // max(1, each))
+    step = max(1, most // max(1, each))
     return (slice(start, min(start + step, features)) for start in range(0, features, step))
 
 
@@ -206,11 +209,13 @@ def _resampled(
     """Counts above thresholds (cuts): plain, int64 [thresholds]; with the noise of each resample, float64 [resamples,
     thresholds]; mean over resamples at each noise level of `_LEVELS`, float64 [levels, thresholds]; and the variance of
     the second if features erred independently, float64 [thresholds]."""
-    groups, features, top = jackknife.deviation.shape
+    groups, _, top = jackknife.deviation.shape
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
-    for part in _chunks(features, resamples * top):
+    known = np.flatnonzero(np.isfinite(jackknife.z).any(1))
+    for some in _chunks(len(known), resamples * top):
+        part = known[some]
         z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
         moved = np.stack([weights @ jackknife.deviation[:, part, c] for c in range(top)])
         plain += (z.max(1)[:, None] > cuts).sum(0)

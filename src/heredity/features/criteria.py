@@ -11,6 +11,7 @@ from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, median, rank_correlation
 from heredity.kernels.assign import assign
 from heredity.kernels.pairs import Means, Ranked, common_best, greedy_cover, masked_sums, type_means
+from heredity.kernels.processors import default_workers
 from heredity.kernels.sparse import Sparse, transpose
 
 # Splits and merges, see `splits_and_merges`.
@@ -97,7 +98,7 @@ def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray
     if parent.tokens != child.tokens:
         sizes = f"the parent has {parent.tokens} token positions and the child {child.tokens}"
         raise ValueError(f"{sizes}; encode the same tokens with both SAEs")
-    columns, child_columns = transpose(parent.sparse), transpose(child.sparse)
+    columns, child_columns = (transpose(acts.sparse, workers=default_workers()) for acts in (parent, child))
     sums = masked_sums(columns, child_columns, pairs)
     square, child_square = _squares(columns)[pairs[:, 0]], _squares(child_columns)[pairs[:, 1]]
     norms = (np.sqrt(square * sums.child_square), np.sqrt(sums.parent_square * child_square))
@@ -122,6 +123,11 @@ def _squares(columns: Sparse) -> np.ndarray:
 
 def _parts(columns: Sparse, part_columns: Sparse, pairs: np.ndarray, cover: np.ndarray, cosine: np.ndarray) -> Parts:
     """The wholes that split, among the candidate pairs (whole, part); cover: share of the whole."""
+    # What one part alone covers has no room for another, but for rounding.
+    most = np.zeros(len(columns.indptr) - 1)
+    np.maximum.at(most, pairs[:, 0], cover)
+    several = (np.bincount(pairs[:, 0])[pairs[:, 0]] > 1) & (most[pairs[:, 0]] < 1 - _LEAST + 1e-9)
+    pairs, cover, cosine = pairs[several], cover[several], cosine[several]
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, cover, cosine = pairs[order], cover[order], cosine[order]
     whole, added = pairs[:, 0], greedy_cover(columns, part_columns, pairs, cover, _LEAST, _MOSTLY)
@@ -163,7 +169,7 @@ def token_type_correlate(
 
 def _centered_means(acts: FeatureActs, types: np.ndarray, number: int) -> Means:
     """Features x types, less each feature's mean over types: r does not see the shift; the sums lose fewer digits."""
-    means = type_means(transpose(acts.sparse), types, number)
+    means = type_means(transpose(acts.sparse, workers=default_workers()), types, number)
     length = np.diff(means.indptr)
     feature = np.repeat(np.arange(len(length)), length)
     total = np.bincount(feature, means.values, len(length))

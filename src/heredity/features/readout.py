@@ -21,6 +21,7 @@ from heredity.kernels.sparse import in_ranges
 _FOLDS = 8
 _RIDGE = 1e-3  # of the mean variance of the activations
 _LEAST_READ = 0.02  # R² in its own model below which nothing can be said of a feature
+_TOGETHER = 2048  # tokens that are made float64 at a time
 _TILE = 1 << 17  # numbers of one fold's products of some features, so that they stay in the cache
 _LEAST_TILE = 256  # features, so that wide products are not made of narrow ones
 
@@ -30,11 +31,16 @@ class Readout:
 
     def __init__(self, acts: FeatureActs, own: np.ndarray, documents: np.ndarray, seed: int = 0) -> None:
         """acts: [tokens, d_sae]; own [tokens, d_own], documents int [tokens]; seed: of the folds."""
-        self._fold, self._d_sae, self._columns = document_groups(documents, _FOLDS, seed), acts.d_sae, acts.to_columns()
+        self._fold, self._d_sae = document_groups(documents, _FOLDS, seed), acts.d_sae
         self.folds = int(self._fold.max()) + 1
+        starts, *self._entries = acts.to_columns()
+        self._live = np.flatnonzero(np.diff(starts))
+        self._starts = starts[np.append(self._live, -1)]
         place = np.repeat(self._fold.astype(np.int64) * acts.d_sae, np.diff(acts.indptr)) + acts.indices
         values, size = acts.values.astype(np.float64), self.folds * acts.d_sae
-        sums, self._squares = (np.bincount(place, each, size).reshape(self.folds, -1) for each in (values, values**2))
+        sums, self._squares = (
+            np.bincount(place, each, size).reshape(self.folds, -1)[:, self._live] for each in (values, values**2)
+        )
         self._sums = torch.from_numpy(sums)
         self._own: np.ndarray | None = self._explained(own) if self.folds > 1 else None
 
@@ -55,22 +61,24 @@ class Readout:
 
         without = np.stack([ratio(np.delete(read, number, axis=1)) for number in range(folds)])
         error = np.sqrt((folds - 1) / folds * np.square(without - without.mean(0)).sum(0))
-        return ratio(read), error, folds
+        of_all = np.full((2, self._d_sae), np.nan)
+        of_all[:, self._live] = ratio(read), error
+        return of_all[0], of_all[1], folds
 
     def _explained(self, x: np.ndarray) -> np.ndarray:
-        """Sums of squares of every feature that a readout from x [tokens, d] fitted on the other folds leaves, and that
-        there are, on each fold: float64 [folds, 2, d_sae]."""
+        """Of every feature that fires, the sums of squares that a readout from x [tokens, d] fitted on the other folds
+        leaves, and that there are, on each fold: float64 [folds, 2, live]."""
         x, mean = np.ascontiguousarray(x), x.mean(0, dtype=np.float64)
-        folds = [_Fold.of(x[self._fold == number].astype(np.float64) - mean) for number in range(self.folds)]
+        folds = [_Fold.of(x[self._fold == number], mean) for number in range(self.folds)]
         fitted = [_Fold.of_others(folds, number) for number in range(self.folds)]
         inverses = [fit.inverse() for fit in fitted]
-        starts, rows, values = self._columns
-        left = torch.empty(self.folds, self._d_sae, dtype=torch.float64)
+        starts, live = self._starts, len(self._live)
+        left = torch.empty(self.folds, live, dtype=torch.float64)
         step = max(_LEAST_TILE, _TILE // x.shape[1])
-        for first in range(0, self._d_sae, step):
-            some = slice(first, min(first + step, self._d_sae))
+        for first in range(0, live, step):
+            some = slice(first, min(first + step, live))
             tile, cross = starts[first : some.stop + 1], np.zeros((self.folds, some.stop - first, x.shape[1]))
-            work = partial(add_products, tile, rows, values, self._fold, x, mean, cross)
+            work = partial(add_products, tile, *self._entries, self._fold, x, mean, cross)
             in_ranges(work, cross.shape[1], int(tile[-1] - tile[0]) * x.shape[1], 4, tile)
             products, sums = torch.from_numpy(cross), self._sums[:, some]
             all_of = products.sum(0), sums.sum(0)
@@ -93,9 +101,14 @@ class _Fold(NamedTuple):
     tokens: int
 
     @classmethod
-    def of(cls, y: np.ndarray) -> _Fold:
-        vectors = torch.from_numpy(y)
-        return cls(vectors.T @ vectors, vectors.sum(0), len(y))
+    def of(cls, x: np.ndarray, mean: np.ndarray) -> _Fold:
+        """x [tokens, d], from which `mean` is taken."""
+        gram, sums = torch.zeros(len(mean), len(mean), dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64)
+        for start in range(0, len(x), _TOGETHER):
+            y = torch.from_numpy(x[start : start + _TOGETHER] - mean)
+            gram.addmm_(y.T, y)
+            sums += y.sum(0)
+        return cls(gram, sums, len(x))
 
     @classmethod
     def of_others(cls, folds: Sequence[_Fold], but: int) -> _Fold:

@@ -47,6 +47,7 @@ LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
 _OPENBLAS = 8192  # rows of the largest matrix that SciPy's is trusted with: on several threads it crashes at 16,384
+_TOGETHER = 2048  # tokens that are made float64 at a time
 _BLOCK = 1024  # features whose Gram matrix is made at a time
 _PAIRS = {
     "own": ("own", "own"),
@@ -90,8 +91,7 @@ class Predictor:
     def __init__(self, x: np.ndarray) -> None:
         """x: [tokens, d_in]. A ridge of 1e-6 of the mean variance keeps dimensions that never vary at 0."""
         self._x, self._mean = x, x.mean(0, dtype=np.float64)
-        centered = x - self._mean
-        covariance = centered.T @ centered
+        covariance = _products(x, self._mean, x, self._mean)
         ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
         covariance[np.diag_indices_from(covariance)] += ridge
         self._factor = linalg.cho_factor(covariance, overwrite_a=True)
@@ -99,16 +99,33 @@ class Predictor:
     def to(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The map to y [tokens, d_out]: weight [d_in, d_out], bias [d_out], both float64."""
         mean = y.mean(0, dtype=np.float64)
-        weight = linalg.cho_solve(self._factor, (self._x - self._mean).T @ (y - mean))
+        weight = linalg.cho_solve(self._factor, _products(self._x, self._mean, y, mean))
         return weight, mean - self._mean @ weight
+
+
+def mapped(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """x [tokens, d_in] through an affine map of float64, as `Predictor.to` gives it: float32 [tokens, d_out]."""
+    made = np.empty((len(x), len(bias)), np.float32)
+    for start in range(0, len(x), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        made[part] = x[part] @ weight + bias
+    return made
+
+
+def _products(x: np.ndarray, x_mean: np.ndarray, y: np.ndarray, y_mean: np.ndarray) -> np.ndarray:
+    """Products of two ends [tokens, d] less their means, summed over tokens: float64 [d_x, d_y]."""
+    total = np.zeros((x.shape[1], y.shape[1]))
+    for start in range(0, len(x), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        total += (x[part] - x_mean).T @ (y[part] - y_mean)
+    return total
 
 
 def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The orthogonal map from x [tokens, d_in] to y [tokens, d_out] of least squared error, up to scale (Procrustes):
     [d_in, d_out], float64. The identity where widths are equal and it fits nearly as well: models of one family share
     their basis, and directions that hardly vary say nothing about a map."""
-    a, b = x - x.mean(0, dtype=np.float64), y - y.mean(0, dtype=np.float64)
-    product = a.T @ b
+    product = _products(x, x.mean(0, dtype=np.float64), y, y.mean(0, dtype=np.float64))
     left, values, right = np.linalg.svd(product, full_matrices=False)
     if x.shape[1] == y.shape[1] and float(np.trace(product)) >= 0.9 * float(values.sum()):
         return np.eye(x.shape[1])

@@ -24,6 +24,7 @@ from scipy import stats
 from heredity.features.acts import FeatureActs
 from heredity.features.transmission import Effects
 from heredity.format import percent
+from heredity.kernels.pairs import pair_moments
 
 VERDICTS = ("kept", "changed", "lost", "undecided", "unstable")
 STABLE = 0.7
@@ -90,11 +91,10 @@ class Judged(NamedTuple):
 def same_r(first: FeatureActs, second: FeatureActs) -> np.ndarray:
     """Pearson r of each feature with the feature of the same index in other activations of one SAE on the same tokens,
     float64 [d_sae]; nan where either never fires."""
-    a, b = first.matrix(), second.matrix()
-    mean_a, mean_b = (np.asarray(each.mean(0)).ravel() for each in (a, b))
-    covariance = np.asarray(a.multiply(b).mean(0)).ravel() - mean_a * mean_b
-    variance = [np.asarray(x.multiply(x).mean(0)).ravel() - m**2 for x, m in ((a, mean_a), (b, mean_b))]
-    scale = np.sqrt(np.maximum(variance[0] * variance[1], 0))
+    own = np.arange(first.d_sae)[:, None]
+    sums = pair_moments(first.sparse, second.sparse, own, np.zeros(first.tokens, np.int32), 1)
+    x, xx, y, yy, xy = (sum_of.ravel() / first.tokens for sum_of in sums[1:6])
+    covariance, scale = xy - x * y, np.sqrt(np.maximum((xx - x**2) * (yy - y**2), 0))
     return np.where(scale > 0, covariance / np.where(scale > 0, scale, 1), np.nan)
 
 

@@ -171,8 +171,9 @@ def type_means(columns: Sparse, types: np.ndarray, number: int) -> Means:
     columns: by features, as `sparse.transpose` gives. types: int32 [rows], each below `number`.
     """
     # Transposed twice, the entries of a feature come by rising type, those of one type in the order of rows.
-    by_type = transpose(Sparse(columns.indptr, types[columns.indices], columns.values, number))
-    indptr, indices, values, _ = transpose(by_type)
+    workers = default_workers()
+    by_type = transpose(Sparse(columns.indptr, types[columns.indices], columns.values, number), workers=workers)
+    indptr, indices, values, _ = transpose(by_type, workers=workers)
     feature = np.repeat(np.arange(by_type.width), np.diff(indptr))
     first = np.flatnonzero((np.diff(feature, prepend=-1) != 0) | (np.diff(indices, prepend=-1) != 0))
     counts = np.diff(first, append=len(indices))
@@ -183,9 +184,10 @@ def type_means(columns: Sparse, types: np.ndarray, number: int) -> Means:
 class _Common(NamedTuple):
     """What one thread alone writes."""
 
+    common: np.ndarray  # uint8 [d_child]: types in common with the parent feature at hand, up to `least`
     sums: np.ndarray  # float64 [d_child, 6]: n, Σx, Σy, Σx², Σy², Σxy over the types in common
     place: np.ndarray  # int64 [d_child]: where the sums of a child feature are, counted through all parent features
-    touched: np.ndarray  # int32 [d_child]: the child features that the parent feature at hand shares types with
+    touched: np.ndarray  # int32 [d_child]: the child features that it shares `least` types or more with
     child: Best
 
 
@@ -194,9 +196,9 @@ def common_best(
 ) -> Ranked:
     """The best partners both ways by Pearson r over the token types that both features have.
 
-    parent: features x types. by_type: the child's types x features. Features with fewer than `least` types in common,
-    and those of which one is constant on them, are no partners. Values should be near 0: the sums of squares are not
-    centered on common types. Raises `ValueError` for a `top` below 1.
+    parent: features x types. by_type: the child's types x features. Features with fewer than `least` types in common
+    (at most 255), and those of which one is constant on them, are no partners. Values should be near 0: the sums of
+    squares are not centered on common types. Raises `ValueError` for a `top` below 1.
     """
     if top < 1:
         raise ValueError(f"top={top} keeps no match; use 1 or more")
@@ -204,13 +206,13 @@ def common_best(
     cost = starts_of(np.diff(by_type.indptr)[parent.indices])[parent.indptr] + np.arange(features + 1)
     best, threads, free = empty_best(features, top), list[_Common](), SimpleQueue[_Common]()
     for _ in range(workers):
-        room = np.empty((d_child, 6)), np.full(d_child, -1), np.empty(d_child, np.int32)
+        room = np.empty(d_child, np.uint8), np.empty((d_child, 6)), np.full(d_child, -1), np.empty(d_child, np.int32)
         threads.append(_Common(*room, empty_best(d_child, top)))
         free.put(threads[-1])
 
     def work(start: int, stop: int) -> None:
         thread = free.get()
-        _match_common(start, stop, *parent, *by_type, least, best.r, best.match, *thread[:3], *thread.child)
+        _match_common(start, stop, *parent, *by_type, least, best.r, best.match, *thread[:4], *thread.child)
         free.put(thread)
 
     in_ranges(work, features, cost[-1], 8, cost, workers)
@@ -219,17 +221,25 @@ def common_best(
 
 @compiled()
 def _match_common(
-    start, stop, starts, types, x, by_type, features, y, least, best_r, best, sums, place, touched, child_r, child_best
+    start, stop, starts, types, x, by_type, features, y, least, best_r, best, common, sums, place, touched, child_r,
+    child_best
 ):  # fmt: skip
-    """Match the parent features start to stop: each looks only at child features that it shares a type with. Their sums
-    lie side by side, since those of all child features do not stay in the cache."""
+    """Match the parent features start to stop: each looks only at child features that it shares enough types with,
+    which are few. Their sums lie side by side, since those of all child features do not stay in the cache."""
     last, first, n = best_r.shape[1] - 1, place.max() + 1, 0
     for p in range(start, stop):
         first, n = first + n, 0
+        common[:] = 0
+        for k in range(starts[p], starts[p + 1]):
+            for m in range(np.uint64(by_type[types[k]]), np.uint64(by_type[types[k] + 1])):
+                c = np.uint64(features[m])
+                common[c] += common[c] < least
         for k in range(starts[p], starts[p + 1]):
             a = x[k]
             for m in range(np.uint64(by_type[types[k]]), np.uint64(by_type[types[k] + 1])):
                 c, b = np.uint64(features[m]), y[m]
+                if common[c] < least:
+                    continue
                 if place[c] < first:
                     place[c], touched[n], sums[n] = first + n, features[m], 0.0
                     n += 1
@@ -241,7 +251,7 @@ def _match_common(
                 sums[at, 4] += b * b
                 sums[at, 5] += a * b
         for t in range(n):
-            r, c = _to_r(sums[t]) if sums[t, 0] >= least else -np.inf, touched[t]
+            r, c = _to_r(sums[t]), touched[t]
             if r == -np.inf:
                 continue
             if r >= best_r[p, last]:
@@ -285,10 +295,17 @@ def pair_moments(parent: Sparse, child: Sparse, candidates: np.ndarray, group: n
     (x, xx), (y, yy) = np.zeros((2, groups, parent.width)), np.zeros((2, groups, child.width))
     xy = np.zeros((groups, *candidates.shape))
     order = np.argsort(group, kind="stable")  # group by group, the sums stay in the processor's cache
-    _add_own(*parent[:3], order, group, x, xx)
-    _add_own(*child[:3], order, group, y, yy)
-    _add_pairs(*parent[:3], *child[:3], candidates, order, group, np.zeros(child.width), xy)
-    return PairMoments(np.bincount(group, minlength=groups).astype(np.float64), x, xx, y, yy, xy, candidates)
+    tokens = np.bincount(group, minlength=groups)
+    starts = starts_of(tokens)
+
+    def add(first: int, stop: int) -> None:
+        own = order[starts[first] : starts[stop]]
+        _add_own(*parent[:3], own, group, x, xx)
+        _add_own(*child[:3], own, group, y, yy)
+        _add_pairs(*parent[:3], *child[:3], candidates, own, group, np.zeros(child.width), xy)
+
+    in_ranges(add, groups, len(parent.indices) + 2 * len(child.indices), 4, starts, default_workers())
+    return PairMoments(tokens.astype(np.float64), x, xx, y, yy, xy, candidates)
 
 
 @compiled()

@@ -18,7 +18,8 @@ from heredity.lm.reading import samples
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
 
-_FORWARD_TOKENS = 12_288  # tokens per forward pass: enough to fill two cores, small enough to stay in cache
+_CHUNK_TOKENS = 12_288  # of a chunk that is handed on
+_PASS_TOKENS = 4096  # of a forward pass on a CPU: enough to fill its cores, few enough to stay in cache
 
 
 class ActivationStore:
@@ -108,7 +109,8 @@ class ActivationStore:
 
 
 def blocks_at_once(context_size: int) -> int:
-    return max(1, _FORWARD_TOKENS // context_size)
+    """Blocks of tokens in a chunk of activations."""
+    return max(1, _CHUNK_TOKENS // context_size)
 
 
 def activations(
@@ -167,7 +169,7 @@ def _read(
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
         ids = torch.from_numpy(np.ma.getdata(part)).to(device)
-        passes = ids.split(blocks_that_fit(model, blocks.shape[1]) or len(ids))
+        passes = ids.split(blocks_that_fit(model, blocks.shape[1]) or max(1, _PASS_TOKENS // blocks.shape[1]))
         with arithmetic(device, precision):
             made = [[x.flatten(0, 1) for x in capture_all(model, hook_points, some)] for some in passes]
         chunks = made[0] if len(made) == 1 else [torch.cat(xs) for xs in zip(*made, strict=True)]
