@@ -260,7 +260,7 @@ def _at_site(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of both tables, each with its table, for all directions of one hook point. Their vectors, and those of the
     random ones, are put into `vectors`."""
-    from heredity.features.transmission import orthogonal
+    from heredity.features.transmission import centered_products, orthogonal
 
     followed = {key: one for key, one in settings.followed.items() if one.hook_point == point}
     ends, placed, lost = dict[str, End](), dict[str, dict[str, Placed]](), set[tuple[str, str]]()
@@ -283,7 +283,7 @@ def _at_site(
                 lines[line] = _end(reference, point, texts, settings.precision)
             for line, there in lines.items():
                 both = ends[parent].kept_fitting & there.kept_fitting
-                turn = orthogonal(ends[parent].fitting[both], there.fitting[both])
+                turn = orthogonal(centered_products(ends[parent].fitting[both], there.fitting[both]))
                 for key, here in followable(parent).items():
                     turned = here._replace(vectors=here.vectors @ turn)
                     if line == "edge":

@@ -20,7 +20,7 @@ from heredity.features.bootstrap import document_groups, group_moments, leave_on
 from heredity.features.correlate import correlate
 from heredity.features.criteria import kappa, one_to_one
 from heredity.features.readout import Readout
-from heredity.features.transmission import Effects, Predictor, Regression, mapped, orthogonal
+from heredity.features.transmission import Effects, Predictor, Regression, centered_products, mapped, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
 from heredity.kernels.torch_forms import moved
 from heredity.sae.model import SAE
@@ -71,8 +71,9 @@ class Between:
     def of(cls, own: End, other: End, reverse: Between | None = None, *, effects: bool = True) -> Between:
         """What lies between two ends. reverse: the same from the other's side, where that is made already. effects:
         whether what they alone need is made; it is empty without, and r nan."""
+        products = centered_products(own.fitting, other.fitting)
         maps = (reverse.back, reverse.forth) if reverse else ()
-        forth, back = maps or (own.predictor.to(other.fitting), other.predictor.to(own.fitting))
+        forth, back = maps or (own.predictor.to(other.fitting, products), other.predictor.to(own.fitting, products.T))
         reread = mapped(other.x, *back)
         if not effects:
             nothing = np.empty((0, own.x.shape[1])), np.empty((0, other.x.shape[1]))
@@ -80,7 +81,7 @@ class Between:
             return cls(forth, back, nothing[0], None, unknown, nothing, reread)
         image = mapped(own.x, *forth)
         there = [same_r(acts, encode(sae, image)) for acts, sae in zip(other.acts, other.saes, strict=True)]
-        turn, shared = orthogonal(own.fitting, other.fitting), _shared(other.saes, there, back[0])
+        turn, shared = orthogonal(products), _shared(other.saes, there, back[0])
         return cls(forth, back, turn, _alone(own, other), there, shared, reread)
 
 

@@ -91,16 +91,17 @@ class Predictor:
     def __init__(self, x: np.ndarray) -> None:
         """x: [tokens, d_in]. A ridge of 1e-6 of the mean variance keeps dimensions that never vary at 0."""
         self._x, self._mean = x, x.mean(0, dtype=np.float64)
-        covariance = _products(x, self._mean, x, self._mean)
+        covariance = centered_products(x, x)
         ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
         covariance[np.diag_indices_from(covariance)] += ridge
         self._factor = linalg.cho_factor(covariance, overwrite_a=True)
 
-    def to(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The map to y [tokens, d_out]: weight [d_in, d_out], bias [d_out], both float64."""
-        mean = y.mean(0, dtype=np.float64)
-        weight = linalg.cho_solve(self._factor, _products(self._x, self._mean, y, mean))
-        return weight, mean - self._mean @ weight
+    def to(self, y: np.ndarray, products: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The map to y [tokens, d_out]: weight [d_in, d_out], bias [d_out], both float64. products:
+        `centered_products` of x and y, where they are known."""
+        products = centered_products(self._x, y) if products is None else products
+        weight = linalg.cho_solve(self._factor, products)
+        return weight, y.mean(0, dtype=np.float64) - self._mean @ weight
 
 
 def mapped(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -112,23 +113,23 @@ def mapped(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return made
 
 
-def _products(x: np.ndarray, x_mean: np.ndarray, y: np.ndarray, y_mean: np.ndarray) -> np.ndarray:
-    """Products of two ends [tokens, d] less their means, summed over tokens: float64 [d_x, d_y]."""
+def centered_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Products of x [tokens, d_x] and y [tokens, d_y] less their means, summed over tokens: float64 [d_x, d_y]."""
+    means = [each.mean(0, dtype=np.float64) for each in (x, y)]
     total = np.zeros((x.shape[1], y.shape[1]))
     for start in range(0, len(x), _TOGETHER):
         part = slice(start, start + _TOGETHER)
-        total += (x[part] - x_mean).T @ (y[part] - y_mean)
+        total += (x[part] - means[0]).T @ (y[part] - means[1])
     return total
 
 
-def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def orthogonal(products: np.ndarray) -> np.ndarray:
     """The orthogonal map from x [tokens, d_in] to y [tokens, d_out] of least squared error, up to scale (Procrustes):
     [d_in, d_out], float64. The identity where widths are equal and it fits nearly as well: models of one family share
-    their basis, and directions that hardly vary say nothing about a map."""
-    product = _products(x, x.mean(0, dtype=np.float64), y, y.mean(0, dtype=np.float64))
-    left, values, right = np.linalg.svd(product, full_matrices=False)
-    if x.shape[1] == y.shape[1] and float(np.trace(product)) >= 0.9 * float(values.sum()):
-        return np.eye(x.shape[1])
+    their basis, and directions that hardly vary say nothing about a map. products: `centered_products` of x and y."""
+    left, values, right = np.linalg.svd(products, full_matrices=False)
+    if products.shape[0] == products.shape[1] and float(np.trace(products)) >= 0.9 * float(values.sum()):
+        return np.eye(len(products))
     return left @ right
 
 
