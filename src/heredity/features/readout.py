@@ -103,12 +103,12 @@ class _Fold(NamedTuple):
     @classmethod
     def of(cls, x: np.ndarray, mean: np.ndarray) -> _Fold:
         """x [tokens, d], from which `mean` is taken."""
-        gram, sums = torch.zeros(len(mean), len(mean), dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64)
+        gram, sums = np.zeros((len(mean), len(mean))), np.zeros(len(mean))
         for start in range(0, len(x), _TOGETHER):
-            y = torch.from_numpy(x[start : start + _TOGETHER] - mean)
-            gram.addmm_(y.T, y)
+            y = x[start : start + _TOGETHER] - mean
+            gram += y.T @ y  # NumPy makes half of it and mirrors that
             sums += y.sum(0)
-        return cls(gram, sums, len(x))
+        return cls(torch.from_numpy(gram), torch.from_numpy(sums), len(x))
 
     @classmethod
     def of_others(cls, folds: Sequence[_Fold], but: int) -> _Fold:
