@@ -454,7 +454,7 @@ def _check_settings(config: CorpusConfig, texts: bool, first: Part) -> None:
 
 
 def _is_zip(file: Path) -> bool:
-    return file.suffix.lower() == ".zip"
+    return file.name.lower().endswith(".zip")
 
 
 def _files(path: Path) -> list[Path]:
@@ -470,8 +470,10 @@ def _files(path: Path) -> list[Path]:
         known.add(real)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name not in _SKIPPED_FOLDERS)
         with reading(folder, "choose a folder that holds the text alone, and may be read", CorpusError):
-            found += [Path(folder, name) for name in names if name[0] != "." and Path(folder, name).is_file()]
-    return sorted(found)
+            found += [
+                Path(folder, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(folder, name))
+            ]
+    return sorted(found, key=lambda file: file.parts)
 
 
 def _documents(
