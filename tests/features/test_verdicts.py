@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
-from heredity.features.transmission import Effects, Predictor, Regression
+from heredity.features.transmission import Effects, Predictor, Regression, centered_products, mapped
 from heredity.features.verdicts import (
     CHANGED_R,
     KEPT_R,
@@ -102,6 +102,11 @@ def test_a_rotation_of_the_other_models_space_is_no_change():
     turn = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D)))[0]
     weight, bias = Predictor(OWN).to(OWN @ turn)
     np.testing.assert_allclose(weight, turn, atol=1e-4)
+    np.testing.assert_allclose(mapped(OWN, weight, bias), OWN @ weight + bias, rtol=1e-5, atol=1e-6)
+    other = (OWN @ turn).astype(np.float32)
+    products = centered_products(other, OWN)
+    for given, plain in zip(Predictor(OWN).to(other, products.T), Predictor(OWN).to(other), strict=True):
+        np.testing.assert_allclose(given, plain, rtol=1e-12, atol=1e-12)
     result = relative(DIRECTIONS @ turn, OWN @ weight + bias)
     np.testing.assert_allclose(result.transmission, 1, atol=0.03)
 

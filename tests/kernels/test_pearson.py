@@ -125,6 +125,23 @@ def test_looking_only_at_features_that_share_tokens_gives_the_bits_of_looking_at
     assert any(skipped) == few
 
 
+@pytest.mark.parametrize("few", [0.0, 0.25])
+def test_more_features_than_16_bits_can_number_and_one_that_never_varies(few, monkeypatch):
+    monkeypatch.setattr(pearson, "_FEW", few)
+    rng, d = np.random.default_rng(3), 70_000
+    y, firing = np.zeros((300, d), np.float32), rng.choice(d, 60, replace=False)
+    y[:, firing] = np.where(rng.random((300, 60)) < 0.1, rng.random((300, 60)), 0)
+    y[:, d - 1] = 2.5
+    x = y[:, firing[:40]] + np.where(rng.random((300, 40)) < 0.05, 1, 0).astype(np.float32)
+    for parent, child in ((x, y), (y, x)):
+        r = dense_pearson(parent, child)
+        found = ends_of(top_pearson(sparse(parent), sparse(child), 3, 2))
+        for (match, value), matrix in zip(found, (r, r.T), strict=True):
+            expected_match, expected = best_of(matrix, 3)
+            np.testing.assert_allclose(value, expected, atol=1e-9, equal_nan=True)
+            np.testing.assert_array_equal(match, expected_match)
+
+
 @pytest.mark.parametrize("bins", [200, 7, 1, 0])
 def test_counts_are_those_of_the_full_matrix(bins):
     x, y = random_acts(22, 700, 40, signed=True), random_acts(23, 700, 290)
