@@ -65,19 +65,23 @@ def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(c
     assert line.startswith("error: corpus/hub: not enough memory (hub:x: is large)")
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_request_to_stop_is_one_line_and_an_exit_code_of_its_own(sent, code, capsys):
+@pytest.mark.parametrize(("sent", "code", "keeps", "left"), [
+    (signal.SIGINT, 130, True, "the same command goes on from here"),
+    (signal.SIGTERM, 143, True, "the same command goes on from here"),
+    (signal.SIGINT, 130, False, "nothing is kept, and the same command begins anew"),
+])  # fmt: skip
+def test_a_request_to_stop_is_one_line_and_an_exit_code_of_its_own(sent, code, keeps, left, capsys):
     before = signal.getsignal(signal.SIGTERM)
     # A shell lets what it runs in the background ignore interrupts, this process perhaps.
     own = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(SystemExit) as stopped, errors(False):
+        with pytest.raises(SystemExit) as stopped, errors(False, keeps):
             os.kill(os.getpid(), sent)
             time.sleep(10)
     finally:
         signal.signal(signal.SIGINT, own)
     assert stopped.value.code == code and signal.getsignal(signal.SIGTERM) == before
-    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on from here"
+    assert " ".join(capsys.readouterr().err.split()) == f"interrupted; {left}"
 
 
 def test_the_help_of_an_option_is_that_of_its_setting():

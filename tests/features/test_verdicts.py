@@ -380,3 +380,16 @@ def test_an_inverse_made_by_torch_is_that_of_lapack(monkeypatch):
     made, also = transmission._inverse(features, mean)
     np.testing.assert_allclose(made, usual, rtol=1e-9, atol=1e-12 * np.abs(usual).max())
     np.testing.assert_allclose(also, apart, rtol=1e-9)
+
+
+def test_what_never_varies_or_is_noise_alone_has_no_effect():
+    rng = np.random.default_rng(8)
+    acts = np.where(rng.random((400, 6)) < 0.2, rng.random((400, 6)) + 0.5, 0)
+    acts[:, 2], acts[:, 5] = 3.0, np.where(rng.random(400) < 0.2, 1e-9, 0)
+    own = np.delete(acts, 5, 1) @ rng.standard_normal((5, 8))
+    regression = Regression(FeatureActs.from_dense(acts), own, np.arange(400) // 10)
+    effects = regression.effects(np.eye(8), own + 0.01 * rng.standard_normal(own.shape))
+    assert np.isnan(effects.strength[2]) and np.isnan(effects.transmission[2])
+    np.testing.assert_allclose(effects.strength[[0, 1, 3, 4]], 1, atol=0.05)
+    known = effects.transmission[np.isfinite(effects.transmission)]
+    assert np.abs(known).max() < 10

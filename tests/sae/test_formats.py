@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_a_topk_sae_from_before_saelens_6_is_topk_and_half_precision_is_read_as_
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json is not readable JSON"),
         (lambda f: (f / "sae_weights.safetensors").write_bytes(b"no"), r"sae_weights\.safetensors is damaged"),
         (lambda f: (f / "sae_weights.safetensors").unlink(), "holds no SAE"),
+        (shutil.rmtree, "no such folder or file"),
         (
             lambda f: changed_weights(f, W_dec=lambda w: w.T),
             r"W_enc is \[6, 18\] and W_dec \[6, 18\].*one of them is turned",

@@ -18,7 +18,7 @@ import zstandard
 from heredity.study import CorpusConfig
 from heredity.text import readers
 from heredity.text.corpora import documents, file_digest, fingerprint, read_corpus, write_corpus
-from heredity.text.sources import CorpusError, Document, local_digest, shuffled
+from heredity.text.sources import Account, CorpusError, Document, local_digest, shuffled
 
 
 def texts_of(source: str, root: Path, seed: int = 0, **settings) -> list[str]:
@@ -235,6 +235,15 @@ def test_a_small_corpus_always_holds_out_a_document_and_a_split_without_one_is_r
     message = r"corpus mine: no (train|validation) document in local:in/0\.txt .*add documents"
     with pytest.raises(CorpusError, match=message):
         write_corpus("mine", CorpusConfig(source="local:in/0.txt"), tmp_path, 0, tmp_path)
+
+
+def test_copies_of_a_document_are_left_out_and_told(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.txt").write_text("of one" if name < "d" else "of another")
+    account = Account()
+    found = [one.text for one in documents(CorpusConfig(source="local:."), 0, tmp_path, account=account)]
+    assert found == ["of one", "of another"]
+    assert account.notes() == ["2 documents left out whose text an earlier one has"]
 
 
 def test_duplicates_are_left_out_and_the_record_counts_what_is_written(tmp_path):

@@ -81,13 +81,16 @@ class Result(NamedTuple):
     code: int = 0  # exit code
 
 
-def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Make a command of a function, with --json and --debug; what the user can mend is one line and exit code 2."""
+def command(
+    name: str | None = None, hidden: bool = False, keeps: bool = True
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Make a command of a function, with --json and --debug; what the user can mend is one line and exit code 2. keeps:
+    whether what it has done is there when it is interrupted."""
 
     def register(work: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(work)
         def run(*, as_json: bool, debug: bool, **options: Any) -> None:
-            with errors(debug):
+            with errors(debug, keeps):
                 value, show, code = work(**options)
                 if as_json:
                     typer.echo(json.dumps(value, allow_nan=False))
@@ -190,16 +193,17 @@ def _terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors(debug: bool) -> Iterator[None]:
+def errors(debug: bool, keeps: bool = True) -> Iterator[None]:
     """One clear line on stderr and exit code 2 for every error; the traceback with --debug. 130 after Ctrl-C, 143 after
-    SIGTERM."""
+    SIGTERM. keeps: as of `command`."""
     if not debug:  # a hub that cannot be reached is one line, not one for every attempt
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         with _terminable():
             yield
     except KeyboardInterrupt as stop:
-        err.print("interrupted; the same command goes on from here", style="yellow")
+        left = "the same command goes on from here" if keeps else "nothing is kept, and the same command begins anew"
+        err.print(f"interrupted; {left}", style="yellow")
         sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except (typer.Exit, SystemExit):
         raise

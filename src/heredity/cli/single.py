@@ -48,7 +48,7 @@ def merge(
     return Result(result, lambda: text().print_merge(result))
 
 
-@command()
+@command(keeps=False)
 def track(
     parent: Annotated[str, Argument(help="Parent model: folder or hub id (ID@REVISION).")],
     child: Annotated[str, Argument(help="Child model: folder or hub id (ID@REVISION).")],

@@ -33,7 +33,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
 from heredity.kernels.processors import free_memory
-from heredity.kernels.sparse import in_ranges
+from heredity.kernels.sparse import in_ranges, moments
 
 LEAST_RESIDUAL = 0.3
 """Share of its own row's squared length that the residual of a feature must keep; it has none otherwise."""
@@ -43,6 +43,7 @@ _OWN_COSINE = 0.7  # with its own row, above which a direction is the feature's 
 _MOST_DIRECTIONS = 2  # that a residual is taken off
 _BEYOND_CHANCE = 1.25  # cosine of a row with such a direction, over the largest expected of as many random ones
 _LEAST_NEW = 0.1  # length of a direction off those before it, below which it is none
+_LEAST_TOLD = 1e-3  # of the squared length of an effect, which is left when its variance is taken off
 LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
@@ -60,7 +61,8 @@ _PAIRS = {
 
 class Effects(NamedTuple):
     """Effects of every feature in another model relative to its own, float64 [d_sae]; nan for features that fired on
-    fewer than 10 tokens. Errors are standard errors."""
+    fewer than 10 tokens or never vary, and for those whose own effect is not told from noise. Errors are standard
+    errors."""
 
     strength: np.ndarray
     strength_error: np.ndarray
@@ -158,7 +160,8 @@ class Regression:
         if self._groups < 2:
             raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
         self._bounds = np.searchsorted(group[self._order], np.arange(self._groups + 1))
-        self._seen = np.flatnonzero(acts.firings() >= LEAST_FIRINGS)
+        # A feature that never varies has no effect that could be told from what is always there.
+        self._seen = np.flatnonzero((acts.firings() >= LEAST_FIRINGS) & (moments(acts.sparse).square > 0))
         needed, free = len(self._seen) * (16 * len(self._seen) + 64 * own.shape[1]), free_memory()
         if needed > free:
             wide = f"{len(self._seen):,} features that fire take {needed / 2**30:.0f} GiB to be told apart"
@@ -295,6 +298,9 @@ class _Sums:
         """Estimates in the order of `Effects`, and their standard errors, each float64 [estimates, features]."""
         groups = self._groups
         each = np.stack([self._ratios(group) for group in (*range(groups), None)])
+        # Nothing can be said relative to an effect that is noise alone.
+        own, noise = self._products["own"], self._noise["own"]
+        each[:, :, ~(own - noise > _LEAST_TOLD * own)] = np.nan
         left_out = each[:groups]
         return each[-1], np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean(0)).sum(0))
 

@@ -257,11 +257,12 @@ def print_edge(result: Row, evidence: Sequence[Row]) -> None:
     """`heredity track`. evidence: rows of that table; the features that differ most, where there are no verdicts."""
     if "verdicts" not in result["tables"]:
         names = ("end", "feature", "firings", "match_r", "map_r", "strength", "transmission")
-        known = [row for row in evidence if row["transmission"] is not None]
+        known = [row for row in evidence if None not in (row["transmission"], row["transmission_error"])]
         middle = statistics.median([row["transmission"] for row in known] or [1.0])
-        known.sort(key=lambda row: abs(row["transmission"] - middle), reverse=True)
-        title = f"The {min(len(known), _FIRST)} features of which the effect differs most from the median"
-        print_table(TABLES["evidence"], known[:_FIRST], names, title)
+        known.sort(key=lambda row: 2 * row["transmission_error"] - abs(row["transmission"] - middle))
+        title = f"The {min(len(known), _FIRST)} features of which the effect surely differs most from the median"
+        if known:
+            print_table(TABLES["evidence"], known[:_FIRST], names, title)
     if rows := result["tables"].get("saes"):
         here = TABLES["saes"]._replace(doc="Sparse autoencoders on this text; seed 0 is the one that was given.")
         print_table(here, rows, ("model", "seed", *here.brief[2:]))

@@ -65,8 +65,12 @@ def documents(
     account: gets what was left out.
     Raises CorpusError for a source that is unknown, missing, empty or broken.
     """
-    rows = _placed(config, seed, root, account or Account(), tokenizer)
-    return (document for document, fate, _, _ in rows if fate != "duplicate")
+    account = account or Account()
+    for document, fate, _, _ in _placed(config, seed, root, account, tokenizer):
+        if fate == "duplicate":
+            account.copies += 1
+        else:
+            yield document
 
 
 def form_of(config: CorpusConfig, root: Path) -> Form:

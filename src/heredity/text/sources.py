@@ -67,6 +67,7 @@ class Account:
     form: Form = "text"
     rows: int = 0
     empty: int = 0  # rows or files without text
+    copies: int = 0  # documents left out because an earlier one has the same text
     damaged: int = 0  # rows left out because they cannot be read
     left_out: Counter[str] = field(default_factory=Counter[str])  # files that are not read, by why
     same: int = 0  # of token ids, those that come out of their own text again
@@ -112,6 +113,8 @@ class Account:
             said.append(f"files left out: {files}")
         if self.empty:
             said.append(f"{self.empty:,} rows or files without text left out")
+        if self.copies:
+            said.append(f"{self.copies:,} documents left out whose text an earlier one has")
         if self.damaged:
             said.append(f"{self.damaged:,} of {self.rows:,} rows damaged and left out, the first: {self.first}")
         if self.markers:

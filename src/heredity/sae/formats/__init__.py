@@ -128,6 +128,8 @@ def format_of(folder: str | Path) -> str:
     Raises FormatError, with the SAEs to choose from, when there is none or there are several.
     """
     folder = Path(folder)
+    if not folder.exists():
+        raise FormatError(f"{folder}: no such folder or file; give the folder of one SAE")
     for name, kind in KINDS.items():
         of_any_name = kind.weights[0] == "."
         ending = kind.weights if of_any_name else f"/{kind.weights}"
