@@ -364,7 +364,8 @@ def _found(
         unread = ", ".join(f"{why} {count}" for why, count in sorted(account.left_out.items()))
         raise CorpusError(
             f"{config.source}: {path} holds no text, JSON lines or Parquet file{f' ({unread})' if unread else ''}; "
-            "name one file, or give files a suffix such as .txt, .jsonl, .jsonl.zst, .csv or .parquet"
+            "name one file, or give files a suffix such as .txt, .jsonl, .jsonl.zst, .csv or .parquet (hidden "
+            "files and folders are not read)"
         )
     return chosen, texts
 
