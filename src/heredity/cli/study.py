@@ -442,6 +442,7 @@ def _worked(
 
     on: a Ray cluster; this machine by default.
     """
+    from heredity.analyses.ahead import compile_ahead
     from heredity.analyses.worked import worked
     from heredity.engine import stage as engine
     from heredity.engine.ranks import ranks
@@ -458,6 +459,8 @@ def _worked(
                     record(pipeline.study, store.root)
                     store.share(RUN)
                 bars.stages = len(stages)
+                if any(store.find(stage.kind, stage.name, stage.key) is None for stage in stages):
+                    compile_ahead()
                 if on is None:
                     with shards(workers) as shared:
                         done = engine.run(stages, store, bars, until, shared, every)

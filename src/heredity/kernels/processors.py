@@ -10,10 +10,15 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MUCH = 3 * 2**29  # bytes of a process; looking for cycles takes half a second
 _SPINS = "10000"  # some tens of microseconds
+_giving_way: list[subprocess.Popen[bytes]] = []  # processes of this one that run on what is left idle
 _shared = 0  # threads that this process would have alone; 0 unless `share_processors` took fewer
 
 
@@ -26,12 +31,18 @@ def free_processors() -> int:
     """Processors that this process may run on and others leave free; at least 1.
 
     Busy are as many as the load of the last minute, but on Linux no more than what else runs right now: so neither work
-    that has just ended nor the threads of this process, which wait for the caller, count.
+    that has just ended nor the threads of this process, which wait for the caller, count, nor what `gives_way`.
     """
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with contextlib.suppress(OSError):
-        busy = min(busy, int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)
+        running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+        busy = min(busy, max(0, running - 1 - sum(process.poll() is None for process in _giving_way)))
     return max(1, min(processors(), (os.cpu_count() or 1) - round(busy)))
+
+
+def gives_way(process: subprocess.Popen[bytes]) -> None:
+    """Say of a process of this one that it runs on what is left idle, so that its processor counts as free."""
+    _giving_way.append(process)
 
 
 def default_workers() -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numba
@@ -13,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 T = TypeVar("T")
@@ -24,6 +27,28 @@ AHEAD = 2  # entries by which the loading of the rows they need runs ahead
 FAST = frozenset({"reassoc", "nsz", "contract"})
 
 
+class Cache(FunctionCache):
+    """numba's cache of a kernel, which only one process at a time adds to.
+
+    Of two that add machine code for other types at once, numba would leave an index in which the types of one stand
+    for the code of the other.
+    """
+
+    @property
+    def filled(self) -> bool:
+        """Whether it holds machine code for some types."""
+        return bool(self._cache_file._load_index())
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._impl.locator.ensure_cache_path()
+        with open(Path(self.cache_path, ".lock"), "a", encoding="ascii") as file:
+            with contextlib.suppress(ImportError, OSError):  # no such locks on this system, or on this file system
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
+
+
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], Any]:
     """Decorator of a kernel in numba's Python: compiled without the GIL, its machine code cached on disk.
 
@@ -31,10 +56,10 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], A
     """
 
     def compile_kernel(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath), error_model="numpy")
-        except RuntimeError:  # cannot cache function: no locator available
-            return numba.njit(function, nogil=True, fastmath=set(fastmath), error_model="numpy")
+        kernel: Any = numba.njit(function, nogil=True, fastmath=set(fastmath), error_model="numpy")
+        with contextlib.suppress(RuntimeError):  # cannot cache function: no locator available
+            kernel._cache = Cache(function)
+        return kernel
 
     return compile_kernel
 
