@@ -70,7 +70,7 @@ class Readout:
         leaves, and that there are, on each fold: float64 [folds, 2, live]."""
         x, mean = np.ascontiguousarray(x), x.mean(0, dtype=np.float64)
         folds = [_Fold.of(x[self._fold == number], mean) for number in range(self.folds)]
-        fitted = [_Fold.of_others(folds, number) for number in range(self.folds)]
+        fitted = _Fold.of_others(folds)
         inverses = [fit.inverse() for fit in fitted]
         starts, live = self._starts, len(self._live)
         left = torch.empty(self.folds, live, dtype=torch.float64)
@@ -111,11 +111,11 @@ class _Fold(NamedTuple):
         return cls(torch.from_numpy(gram), torch.from_numpy(sums), len(x))
 
     @classmethod
-    def of_others(cls, folds: Sequence[_Fold], but: int) -> _Fold:
-        """The sums of all folds but one."""
-        others = [fold for number, fold in enumerate(folds) if number != but]
-        gram, sums = (torch.stack([getattr(fold, name) for fold in others]).sum(0) for name in ("gram", "sums"))
-        return cls(gram, sums, sum(fold.tokens for fold in others))
+    def of_others(cls, folds: Sequence[_Fold]) -> list[_Fold]:
+        """For each fold, the sums of all others."""
+        tokens = sum(fold.tokens for fold in folds)
+        gram, sums = (torch.stack([getattr(fold, name) for fold in folds]).sum(0) for name in ("gram", "sums"))
+        return [cls(gram - fold.gram, sums - fold.sums, tokens - fold.tokens) for fold in folds]
 
     def inverse(self) -> torch.Tensor:
         """What turns products with features into the weights of their ridge regressions on the vectors."""

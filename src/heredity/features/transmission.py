@@ -20,7 +20,6 @@ Standard errors: jackknife over groups of documents, to first order.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -32,6 +31,7 @@ from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
+from heredity.kernels.grouped import COLUMNS, products_of, scores_of
 from heredity.kernels.processors import free_memory
 from heredity.kernels.sparse import in_ranges, moments
 
@@ -48,7 +48,7 @@ LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
 _OPENBLAS = 8192  # rows of the largest matrix that SciPy's is trusted with: on several threads it crashes at 16,384
-_TOGETHER = 2048  # tokens that are made float64 at a time
+_TOGETHER = 512  # tokens that are made float64 at a time, and stay in the cache
 _BLOCK = 1024  # features whose Gram matrix is made at a time
 _PAIRS = {
     "own": ("own", "own"),
@@ -173,7 +173,6 @@ class Regression:
         self._features = acts.matrix()[self._order][:, self._seen]
         self._mean = np.asarray(self._features.mean(0)).ravel()
         inverse, self._apart = _inverse(self._features, self._mean)
-        self._parts = [self._features[low:high] for low, high in itertools.pairwise(self._bounds)]
         self._own = own[self._order]
         self._rows = _rows(inverse, self._features, self._own)
         self._exact, self._inverse = inverse, inverse.astype(np.float32)
@@ -245,30 +244,17 @@ class Regression:
         solver [features, all features]: rows of the inverse. Products are float32: what they make are errors.
         """
         made = np.empty((self._groups, len(solver), x.shape[1]), np.float32)
-        mean, scores = (
-            x.mean(0, dtype=np.float64),
-            np.empty((self._groups, len(self._mean), min(_COLUMNS, x.shape[1])), np.float32),
-        )
+        mean, f = x.mean(0, dtype=np.float64), self._features
         for start in range(0, x.shape[1], _COLUMNS):
             at = slice(start, start + _COLUMNS)
-            some = np.ascontiguousarray(rows[:, at])
-            shift = mean[at] - self._mean @ some
-
-            score = partial(self._scores, x[:, at], some, shift, scores[:, :, : some.shape[1]])
-            in_ranges(score, self._groups, 2 * self._features.nnz * some.shape[1], self._groups)
+            some, y = np.ascontiguousarray(rows[:, at]), np.ascontiguousarray(x[:, at])
+            scores = np.empty((self._groups, *some.shape), np.float32)
+            given = self._bounds, y, mean[at] - self._mean @ some, some, self._mean, scores, COLUMNS
+            pieces, cost = self._groups * -(-some.shape[1] // COLUMNS), 2 * f.nnz * some.shape[1]
+            in_ranges(partial(scores_of, f.indptr, f.indices, f.data, *given), pieces, cost, 2)
             for group in range(self._groups):
-                made[group, :, at] = solver @ scores[group, :, : some.shape[1]]
+                made[group, :, at] = solver @ scores[group]
         return made
-
-    def _scores(
-        self, x: np.ndarray, rows: np.ndarray, shift: np.ndarray, scores: np.ndarray, first: int, last: int
-    ) -> None:
-        """Write what the features of some groups have in common with what `rows` leave of x; shift: what x is without
-        features."""
-        for group in range(first, last):
-            part, features = slice(*self._bounds[group : group + 2]), self._parts[group]
-            error = x[part] - shift - features @ rows
-            scores[group] = features.T @ error - np.outer(self._mean, error.sum(0))
 
 
 class _Sums:
@@ -340,11 +326,12 @@ class _Sums:
 
 def _rows(inverse: np.ndarray, features: csr_array, x: np.ndarray) -> np.ndarray:
     """Regression coefficients of activations [tokens, d] on all features: float64 [features, d]."""
-    rows = []
-    for start in range(0, x.shape[1], _COLUMNS):
-        y = x[:, start : start + _COLUMNS].astype(np.float64)
-        rows.append(inverse @ (features.T @ (y - y.mean(0))))
-    return np.concatenate(rows, axis=1)
+    products, x = np.empty((features.shape[1], x.shape[1])), np.ascontiguousarray(x)
+    work = partial(
+        products_of, features.indptr, features.indices, features.data, x, x.mean(0, dtype=np.float64), products, COLUMNS
+    )
+    in_ranges(work, -(-x.shape[1] // COLUMNS), features.nnz * x.shape[1], 2)
+    return inverse @ products
 
 
 def _bases(
