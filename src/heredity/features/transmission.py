@@ -326,7 +326,7 @@ class _Sums:
 
 def _rows(inverse: np.ndarray, features: csr_array, x: np.ndarray) -> np.ndarray:
     """Regression coefficients of activations [tokens, d] on all features: float64 [features, d]."""
-    products, x = np.empty((features.shape[1], x.shape[1])), np.ascontiguousarray(x)
+    products, x = np.empty((len(inverse), x.shape[1])), np.ascontiguousarray(x)
     work = partial(
         products_of, features.indptr, features.indices, features.data, x, x.mean(0, dtype=np.float64), products, COLUMNS
     )
