@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
 def test_a_process_of_one_thread_compiles_what_is_missing(started: list[Started], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ahead, "_missing", lambda: True)
     assert ahead.compile_ahead() is started[0]
-    assert started[0].command == [sys.executable, "-m", "heredity.analyses.ahead"]
+    assert started[0].command == [sys.executable, "-P", "-m", "heredity.analyses.ahead"]
     assert started[0].env == os.environ | {"OMP_NUM_THREADS": "1"}
     assert processors._giving_way == started
 
@@ -78,6 +80,39 @@ def test_what_is_compiled_is_what_a_study_needs():
     ):  # fmt: skip
         assert kernel.signatures, kernel.py_func.__name__
     assert not ahead._missing()
+
+
+def test_a_run_goes_on_where_no_process_can_be_started(started: list[Started], monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(ahead, "_missing", lambda: True)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert ahead.compile_ahead() is None
+
+
+_KILLED = """
+import os, signal, time
+from heredity.analyses import ahead
+
+ahead.processors = lambda: 2
+process = ahead.compile_ahead()
+while os.sched_getscheduler(process.pid) != os.SCHED_IDLE:
+    time.sleep(0.05)
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_process_ends_with_a_run_that_is_killed(tmp_path):
+    given = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", _KILLED], env=given, capture_output=True, text=True, timeout=60)
+    assert said.returncode == -9, said.stderr
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{int(said.stdout)}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{int(said.stdout)}").exists()
 
 
 def test_a_process_that_gives_way_takes_no_processor(monkeypatch: pytest.MonkeyPatch):

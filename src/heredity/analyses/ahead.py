@@ -7,29 +7,34 @@ leaves idle, and the run loads what it finds.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 
 from heredity.kernels.processors import gives_way, processors
 
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h: the signal that comes when the parent ends, however it ends
 _D_IN, _D_SAE, _K, _STEPS, _BATCH, _TOKENS = 256, 1024, 16, 12, 1024, 4096
 
 
 def compile_ahead() -> subprocess.Popen[bytes] | None:
     """Start to compile in a process of its own, which ends with this one; None where it would be no help: all is
-    compiled, there is no place to keep it, or there is one processor."""
+    compiled, there is no place to keep it, or there is one processor. Without it the run compiles what it needs."""
     if processors() < 2 or not _missing():
         return None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "heredity.analyses.ahead"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "heredity.analyses.ahead"],  # no module of the folder that it is called in
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError:
+        return None
     atexit.register(process.kill)
     gives_way(process)
     return process
@@ -88,17 +93,11 @@ def compile_kernels() -> None:
 
 def _main() -> None:
     os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # gives way at once, where the lowest priority alone does at the next tick
+    with contextlib.suppress(AttributeError, OSError):  # only Linux has these, and a container may forbid them
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # It gives way at once, where the lowest priority alone does at the next tick.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     compile_kernels()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":
