@@ -18,10 +18,10 @@ class Started:
     """A process that was not started."""
 
     def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
-        self.command, self.env, self.killed = command, env, False
+        self.command, self.env = command, env
 
     def kill(self) -> None:
-        self.killed = True
+        """At the end of the tests."""
 
     def poll(self) -> None:
         return None

@@ -459,7 +459,7 @@ def _worked(
                     record(pipeline.study, store.root)
                     store.share(RUN)
                 bars.stages = len(stages)
-                if any(store.find(stage.kind, stage.name, stage.key) is None for stage in stages):
+                if any(store.find(each.kind, each.name, each.key) is None for each in engine.up_to(stages, until)):
                     compile_ahead()
                 if on is None:
                     with shards(workers) as shared:
