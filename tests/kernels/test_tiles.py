@@ -31,6 +31,15 @@ def largest_of_groups(request, monkeypatch):
     return numba.njit(tiles.largest_of_groups.py_func, error_model="numpy")
 
 
+def test_rows_are_kept_for_as_long_as_they_are_read():
+    """As many as the allocator maps for themselves alone, and takes away when they are freed."""
+    rows, weight = np.ones((300_000, 128), np.int8), np.ones((32, 128), np.int8)
+    none = np.empty((0, 32), np.float32)
+    made = tiles.make_tiles(tiles.packed(weight), np.ones(32, np.float32), np.zeros(32, np.float32), none)
+    found = tiles.largest_of_groups(rows, np.ones(len(rows), np.float32), np.empty((len(rows), 0), np.float32), made)
+    np.testing.assert_array_equal(found[:, :16], 128)
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_tiles_write_the_largest_of_each_group_whatever_the_shape_and_the_signs(largest_of_groups, kind):
     for n, d_in, d_sae in SHAPES:

@@ -201,6 +201,12 @@ def _tile(  # noqa: PLR0913
 _write_tile: Any = intrinsic(_tile)
 
 
+@intrinsic
+def _last_used(typingctx: Any, *arrays: Any) -> Any:  # noqa: ARG001
+    """Keeps arrays until here: compiled code frees one after the last use of its name, whatever has its address."""
+    return types.void(types.StarArgTuple.from_types(arrays)), lambda context, *_: context.get_dummy_value()
+
+
 @compiled()
 def largest_of_groups(rows, scale, own, tiles):
     """What products of integers find largest in each group of pre-activations, float32 [n, groups + `APART`], and more
@@ -236,4 +242,5 @@ def largest_of_groups(rows, scale, own, tiles):
                 weight, x_at + t * words * 4, words * 4, start_at + t * 4, step_at + t * 4, own_at + t * m * 4, m * 4,
                 panel_at, words, a, b, c, blocks * merged * PANEL * 4, m, out + t * stride * 4, stride * 4, joins
             )  # fmt: skip
+    _last_used(x, start, steps, factors)
     return maxima
