@@ -110,7 +110,7 @@ def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
 
 def timed_case(name: str, package: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """What every case says of its times: the screen that ours begins with, `ours`, `theirs` and the floors."""
-    floor = {kind: seconds[kind] for kind in ("int8", "bf16", "int16", "float32") if kind in seconds}
+    floor = {kind: seconds[kind] for kind in ("amx", "int8", "bf16", "int16", "float32") if kind in seconds}
     screen = next(iter(floor))
     return {
         "case": name,

@@ -13,7 +13,7 @@ from tiny import command
 def test_doctor_measures_every_product_and_takes_one_first(monkeypatch):
     monkeypatch.delenv(FORCE, raising=False)
     rows = json.loads(command("doctor", "--json", "--shape", "64x512").stdout)["products"]
-    assert [row["product"] for row in rows] == ["int8", "bf16", "int16", "float32"]
+    assert [row["product"] for row in rows] == ["amx", "int8", "bf16", "int16", "float32"]
     assert [row["taken"] for row in rows].count("first") == 1
     assert rows[-1]["gflops"] > 0 and all(row["gflops"] is None or row["gflops"] > 0 for row in rows)
     assert {(row["d_in"], row["d_sae"]) for row in rows} == {(64, 512)}

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from heredity.kernels import encode, paths, screens, sparse
 from heredity.kernels.candidates import active_among, sum_pre_acts
 from heredity.kernels.encode import keep_largest, sparse_encode
-from heredity.kernels.screens import Kind, make_screen
+from heredity.kernels.screens import IN_TILES, Kind, make_screen
 from heredity.kernels.sparse import Sparse, starts_of
+from heredity.kernels.squares import HAS_SQUARES
 from heredity.kernels.torch_forms import (
     active_entries,
     dense_encode,
@@ -28,6 +29,7 @@ from worlds import DEVICES, dense_of, dense_to_csr
 
 D_IN, D_SAE = 96, 2048
 KINDS: tuple[Kind, ...] = get_args(Kind)
+WITH_SQUARES = pytest.mark.skipif(not HAS_SQUARES, reason="no registers for matrices")
 
 
 def layer(d_in: int, d_sae: int, bias: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +159,7 @@ class Screening(NamedTuple):
     """Screen and candidates of each chunk so far; -1 for too many."""
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=WITH_SQUARES if kind == "amx" else ()) for kind in KINDS])
 def screening(request, monkeypatch) -> Iterator[Screening]:
     """Each screen in turn, followed by the exacter ones, whatever the machine and the size of the problem."""
     seen, real = Screening(request.param, []), encode._screened
@@ -230,7 +232,7 @@ def test_massive_activations_in_few_columns_leave_few_candidates(screening, plan
     bias = -(x @ weight.T).quantile(0.996, dim=0)
     found = sparse_encode(x, weight, bias, k)
     assert_same(found, dense_way(x, weight, bias, k))
-    if screening.kind in ("int8", "int16"):
+    if screening.kind in IN_TILES:
         assert sum(n for _, n in screening.candidates) < 0.05 * len(x) * D_SAE
 
 
@@ -269,12 +271,12 @@ def test_adversarial_rounding_misses_nothing(screening):
     # Of bfloat16's steps; of those of integers, whose scale the first element sets.
     half_step = 1 + 2.0**-8 - 2.0**-20
     x, weight = torch.full((64, D_IN), half_step), torch.full((D_SAE, D_IN), half_step)
-    if screening.kind in ("int8", "int16"):
-        levels = 127 if screening.kind == "int8" else screens.levels_of(D_IN)
+    if screening.kind in IN_TILES:
+        levels = 127 if screening.kind != "int16" else screens.levels_of(D_IN)
         x[:, 1:], weight[:, 1:] = 2 * [(levels // 2 + 0.49) / levels * half_step]
     # A few features are left just above or just below zero, by far less than what the screen loses; the rest far below.
     above = torch.full((D_SAE,), -40.0, dtype=torch.float64)
-    lost = {"int8": 0.5, "int16": 0.5 * 127 / screens.levels_of(D_IN)}.get(screening.kind, 1.0)
+    lost = {"amx": 0.5, "int8": 0.5, "int16": 0.5 * 127 / screens.levels_of(D_IN)}.get(screening.kind, 1.0)
     above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * lost
     bias = above - exact(x, weight, torch.zeros(D_SAE))[0, 0]
     bias = bias.float()[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))]

@@ -32,27 +32,30 @@ def generic(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("int8", "bf16", "int16", "expected"),
+    ("amx", "int8", "bf16", "int16", "expected"),
     [
-        (1.0, 2.0, 3.0, ("int8", "bf16", "int16", "float32")),
-        (3.0, 2.0, 9.0, ("bf16", "float32")),
-        (1.0, 9.0, 9.0, ("int8", "float32")),
-        (np.inf, 9.0, 2.0, ("int16", "float32")),
-        (3.9, 3.9, 3.9, ("float32",)),
-        (np.inf, np.inf, np.inf, ("float32",)),
+        (np.inf, 1.0, 2.0, 3.0, ("int8", "bf16", "int16", "float32")),
+        (np.inf, 3.0, 2.0, 9.0, ("bf16", "float32")),
+        (np.inf, 1.0, 9.0, 9.0, ("int8", "float32")),
+        (np.inf, np.inf, 9.0, 2.0, ("int16", "float32")),
+        (3.9, 3.9, 3.9, 3.9, ("float32",)),
+        (np.inf, np.inf, np.inf, np.inf, ("float32",)),
+        (0.5, 1.0, 2.0, 3.0, ("amx", "bf16", "int16", "float32")),
+        (1.0, 1.0, 2.0, 3.0, ("int8", "bf16", "int16", "float32")),
+        (0.5, np.inf, 9.0, 3.0, ("amx", "int16", "float32")),
     ],
 )
 def test_the_fastest_screen_comes_first_and_only_exacter_and_slower_ones_follow(
-    monkeypatch, int8, bf16, int16, expected
+    monkeypatch, amx, int8, bf16, int16, expected
 ):
-    monkeypatch.setattr(paths, "_measured", lambda *shape: Costs(int8, bf16, int16, 4.0, 20.0))
+    monkeypatch.setattr(paths, "_measured", lambda *shape: Costs(amx, int8, bf16, int16, 4.0, 20.0))
     assert paths.screens(64, 512) == expected
     for kind, others in zip(expected, (expected[i:] for i in range(1, 5)), strict=False):
         assert paths.exacter(kind, 64, 512) == others
 
 
 def test_an_exacter_screen_pays_when_it_spares_more_than_its_product_takes(monkeypatch):
-    monkeypatch.setattr(paths, "_measured", lambda *shape: Costs(1.0, 2.0, np.inf, 4.0, 100.0))
+    monkeypatch.setattr(paths, "_measured", lambda *shape: Costs(np.inf, 1.0, 2.0, np.inf, 4.0, 100.0))
     assert paths.pays("float32", "int8", 0.031, 64, 512) and not paths.pays("float32", "int8", 0.029, 64, 512)
 
 
@@ -67,7 +70,7 @@ def test_the_environment_forces_a_screen_and_a_wrong_word_is_refused(monkeypatch
     monkeypatch.setenv(FORCE, "float32")
     assert paths.screens(64, 512) == ("float32",) and weight_screen(torch.ones(512, 64)).kind == "float32"
     monkeypatch.setenv(FORCE, "fp8")
-    with pytest.raises(ValueError, match="HEREDITY_SCREEN=fp8 is not known; choose one of int8, bf16, int16, float32"):
+    with pytest.raises(ValueError, match="=fp8 is not known; choose one of amx, int8, bf16, int16, float32"):
         paths.screens(64, 512)
 
 
@@ -80,6 +83,14 @@ def test_a_screen_that_is_missing_cannot_be_forced(monkeypatch, generic):
 def test_products_of_int8_that_have_no_instruction_are_not_timed(monkeypatch):
     monkeypatch.setattr(paths, "HAS_FOURS", False)
     assert paths.costs_of(64, 512).int8 == np.inf and paths.costs_of(64, 512).int16 < np.inf
+
+
+def test_registers_for_matrices_that_the_system_does_not_give_are_not_used(monkeypatch):
+    monkeypatch.setattr(paths, "HAS_SQUARES", False)
+    assert paths.costs_of(64, 512).amx == np.inf and "amx" not in paths.screens(64, 512)
+    monkeypatch.setenv(FORCE, "amx")
+    with pytest.raises(ValueError, match="HEREDITY_SCREEN=amx: no such product of 64 inputs here"):
+        paths.screens(64, 512)
 
 
 def test_rows_too_long_for_int32_sums_are_not_multiplied_in_int8(monkeypatch):

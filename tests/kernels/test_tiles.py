@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import pytest
 
 from heredity.kernels import tiles
 from heredity.kernels.screens import LEVELS, levels_of
+from heredity.kernels.squares import HAS_SQUARES
 
 SHAPES = [(1, 1, 1), (13, 7, 33), (24, 64, 512), (25, 130, 700), (5, 48, (1 << 14) + 16), (3, 16, (1 << 15) + 40)]
 
@@ -40,17 +43,35 @@ def test_rows_are_kept_for_as_long_as_they_are_read():
     np.testing.assert_array_equal(found[:, :16], 128)
 
 
+def problem(n: int, d_in: int, d_sae: int, kind: Any) -> tuple[np.ndarray, ...]:
+    """Rows, scales, columns apart, weights and what belongs to their features; with the largest sums there are."""
+    random = np.random.default_rng(d_sae)
+    most = LEVELS if kind == np.int8 else levels_of(d_in)
+    rows, weight = (random.integers(-most, most + 1, (some, d_in)).astype(kind) for some in (n, d_sae))
+    rows[0], weight[0], weight[-1] = most, most, -most
+    scale, w_scale = (random.uniform(0.5, 2, some).astype(np.float32) / most for some in (n, d_sae))
+    own, apart = (random.normal(0, 1, shape).astype(np.float32) for shape in ((n, 2), (2, d_sae)))
+    return rows, scale, own, weight, w_scale, random.normal(0, 1, d_sae).astype(np.float32), apart
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_tiles_write_the_largest_of_each_group_whatever_the_shape_and_the_signs(largest_of_groups, kind):
     for n, d_in, d_sae in SHAPES:
-        random = np.random.default_rng(d_sae)
-        most = LEVELS if kind == np.int8 else levels_of(d_in)
-        rows, weight = (random.integers(-most, most + 1, (some, d_in)).astype(kind) for some in (n, d_sae))
-        rows[0], weight[0], weight[-1] = most, most, -most  # the largest sums there are
-        scale, w_scale = (random.uniform(0.5, 2, some).astype(np.float32) / most for some in (n, d_sae))
-        plain = random.normal(0, 1, d_sae).astype(np.float32)
-        own, apart = (random.normal(0, 1, shape).astype(np.float32) for shape in ((n, 2), (2, d_sae)))
-        made = tiles.make_tiles(tiles.packed(weight), w_scale, plain, apart)
-        expected = largest(rows, scale, own, weight, w_scale, plain, apart)
+        rows, scale, own, weight, *of_features = problem(n, d_in, d_sae, kind)
+        made = tiles.make_tiles(tiles.packed(weight), *of_features)
+        expected = largest(rows, scale, own, weight, *of_features)
         found = largest_of_groups(rows, scale, own, made)[:n, : expected.shape[1]]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(not HAS_SQUARES, reason="no registers for matrices")
+def test_registers_for_matrices_give_the_same_bits():
+    for n, d_in, d_sae in [*SHAPES, (70, 200, 3000)]:
+        rows, scale, own, weight, *of_features = problem(n, d_in, d_sae, np.int8)
+        found = [
+            tiles.largest_of_groups(
+                rows, scale, own, tiles.make_tiles(tiles.packed(weight, in_squares), *of_features, in_squares)
+            )[:n, : -(-d_sae // tiles.in_a_group(d_sae))]
+            for in_squares in (False, True)
+        ]
+        np.testing.assert_array_equal(*found)

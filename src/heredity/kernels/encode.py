@@ -112,7 +112,11 @@ def weight_screen(weight: Tensor, rows: int = SCREENED_ROWS) -> Screen:
     """The fastest screen for an encoder's weight, float32 [d_sae, d_in] on a CPU, and calls of so many rows."""
     kinds = paths.screens(weight.shape[1], len(weight))
     screen = make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1])
-    return screen._replace(packed=packed(screen.rows.numpy())) if screen.kind in IN_TILES else screen
+    return screen._replace(packed=_packed(screen)) if screen.kind in IN_TILES else screen
+
+
+def _packed(screen: Screen) -> np.ndarray:
+    return packed(screen.rows.numpy(), screen.kind == "amx") if screen.packed is None else screen.packed
 
 
 class _Chunk(NamedTuple):
@@ -167,8 +171,7 @@ def _ready(screen: Screen, largest: np.ndarray, encoder: Encoder) -> _Ready:
     apart = Apart(columns, np.ascontiguousarray(weight[:, columns].T))
     tiles = None
     if screen.kind in IN_TILES:
-        rows = packed(screen.rows.numpy()) if screen.packed is None else screen.packed
-        tiles = make_tiles(rows, screen.scale, encoder.plain, apart.weight)
+        tiles = make_tiles(_packed(screen), screen.scale, encoder.plain, apart.weight, screen.kind == "amx")
     return _Ready(screen, apart, groups_of(screen, encoder.sizes), tiles)
 
 

@@ -21,10 +21,12 @@ import torch
 from heredity.kernels.candidates import LANES, sum_pre_acts
 from heredity.kernels.screens import IN_TILES, WIDEST_INT8, Kind, Screen, make_screen, products
 from heredity.kernels.sparse import in_ranges
+from heredity.kernels.squares import HAS_SQUARES
+from heredity.kernels.squares import ROWS as OF_SQUARES
 from heredity.kernels.tiles import HAS_FOURS, TOKENS, largest_of_groups, make_tiles, packed
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
-ROWS, FEATURES = 72, 1024  # rows of the products that are timed, and features, or more where they would be small:
+ROWS, FEATURES = 96, 1024  # rows of the products that are timed, and features, or more where they would be small:
 SIZE = 1 << 25  # multiplications from which what a call costs besides hardly counts
 # Features of those that are not hopeless, whose products have left the nearest cache by then, and how many
 # multiplications they may take.
@@ -42,6 +44,7 @@ class Costs(NamedTuple):
     """Seconds of a processor per multiplication and addition, with one look at what is written of the products;
     infinite where there is no such product."""
 
+    amx: float
     int8: float
     bf16: float
     int16: float
@@ -64,9 +67,10 @@ def screens(d_in: int, d_sae: int) -> tuple[Kind, ...]:
             raise ValueError(f"{FORCE}={forced}: no such product of {d_in} inputs here; choose float32 or unset it")
         return (kind,)
     chosen: tuple[Kind, ...] = ("float32",)
-    for kind in ("int16", "bf16", "int8"):
+    for kind in ("int16", "bf16", "int8", "amx"):
         if getattr(costs, kind) < WORTH * getattr(costs, chosen[0]):
-            chosen = (kind, *chosen)
+            # The two of 8 bits leave the same candidates.
+            chosen = (kind, *(other for other in chosen if {kind, other} != {"amx", "int8"}))
     return chosen
 
 
@@ -141,7 +145,9 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:
 
 def _looked_at(kind: Kind, x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object] | None:
     """A product that has run, and a look at what it wrote; None where there is none, or surely no fast one."""
-    if kind == "int8" and (x.shape[1] > WIDEST_INT8 or not HAS_FOURS):
+    if kind in ("amx", "int8") and x.shape[1] > WIDEST_INT8:
+        return None
+    if (kind == "int8" and not HAS_FOURS) or (kind == "amx" and not HAS_SQUARES):
         return None
     # Torch has products that are missing in a build or on a processor: it raises one of these.
     with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
@@ -161,15 +167,16 @@ def product_of(x: Screen, weight: Screen, threads: int | None = None) -> Callabl
     """The product of two screens of one kind, to be called: what encoding cannot do without. threads: of tiles."""
     if x.kind not in IN_TILES:
         return partial(products, x, weight)
-    n, none = len(x.rows), np.empty((0, len(weight.scale)), np.float32)
-    tiles = make_tiles(packed(weight.rows.numpy()), weight.scale, np.zeros(len(weight.scale), np.float32), none)
+    n, none, in_squares = len(x.rows), np.empty((0, len(weight.scale)), np.float32), x.kind == "amx"
+    of_weight = packed(weight.rows.numpy(), in_squares), weight.scale, np.zeros(len(weight.scale), np.float32)
+    tiles, height = make_tiles(*of_weight, none, in_squares), OF_SQUARES if in_squares else TOKENS
     rows, own = x.rows.numpy(), np.empty((n, 0), np.float32)
 
     def some(a: int, b: int) -> np.ndarray:
-        part = slice(a * TOKENS, b * TOKENS)
+        part = slice(a * height, b * height)
         return largest_of_groups(rows[part], x.scale[part], own[part], tiles)
 
-    return lambda: in_ranges(some, -(-n // TOKENS), n * tiles.rows.size, threads=threads)
+    return lambda: in_ranges(some, -(-n // height), n * tiles.rows.size, threads=threads)
 
 
 def _fastest(calls: dict[Kind, Callable[[], object]]) -> dict[Kind, float]:

@@ -5,6 +5,7 @@ right is measured when the rows are rounded. A float32 product is a screen too: 
 little from those in any other order.
 
     int8     rows scaled by their largest element; products exact in int32, of which only the largest are kept (`tiles`)
+    amx      the same, summed in registers for matrices (`squares`)
     bf16     products summed in float32 and rounded to bfloat16
     int16    as int8, in as many steps as sums of this length leave room for
     float32  the rows as they are
@@ -23,8 +24,8 @@ from torch import Tensor
 from heredity.kernels.sparse import FAST, compiled, in_ranges
 from heredity.kernels.torch_forms import OUTPUT_ROUNDING, linear
 
-Kind = Literal["int8", "bf16", "int16", "float32"]
-IN_TILES = frozenset({"int8", "int16"})  # kinds whose products are never written
+Kind = Literal["amx", "int8", "bf16", "int16", "float32"]
+IN_TILES = frozenset({"amx", "int8", "int16"})  # kinds whose products are never written
 
 LEVELS = 127  # steps of int8 on each side of 0
 WIDEST_INT8 = (2**31 - 1) // LEVELS**2  # longest rows whose products cannot overflow int32
@@ -44,7 +45,7 @@ class Screen(NamedTuple):
     packed: np.ndarray | None = None  # rows of a weight in the order of `Tiles`, where they are made to be kept
 
 
-_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "int16": torch.int16}
+_DTYPES = {"amx": torch.int8, "int8": torch.int8, "bf16": torch.bfloat16, "int16": torch.int16}
 
 
 def levels_of(d_in: int) -> int:
@@ -57,7 +58,7 @@ def make_screen(x: Tensor, kind: Kind) -> Screen:
     scale, norm, rounding = np.ones(len(x), np.float32), np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
     rows = x if kind == "float32" else torch.empty(x.shape, dtype=_DTYPES[kind])
     if kind in IN_TILES:
-        levels = np.float32(LEVELS if kind == "int8" else levels_of(x.shape[1]))
+        levels = np.float32(levels_of(x.shape[1]) if kind == "int16" else LEVELS)
         measure, arrays = partial(_to_integers, levels), (rows.numpy(), scale, norm, rounding)
     elif kind == "bf16":
         measure, arrays = _to_bfloat16, (rows.view(torch.uint16).numpy(), norm, rounding)

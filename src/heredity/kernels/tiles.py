@@ -7,6 +7,7 @@ pairs in 16 bits processors have an instruction that multiplies twice as many nu
 pmaddwd); elsewhere they are plain integers, and slower. For fours in 8 bits some have one that multiplies twice as many
 again (VNNI's vpdpbusd), of numbers without a sign by numbers with one: weights are raised by `RAISED`, and sums begin
 with what that adds, taken away. Elsewhere these are plain integers, too, the slowest of all, which `paths` leaves out.
+Where there are registers for matrices, they give the same sums (`squares`), by way of the nearest cache.
 
 Groups are of consecutive features: `merged * VECTORS` of them, which one lane of `merged` panels holds.
 """
@@ -20,18 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from heredity.kernels.sparse import compiled, in_ranges
+from heredity.kernels.squares import INSTRUCTIONS, LINE, ROWS, SIDE, SUMS, add_products, configure, release
 
-# What code is compiled for, as numba sees and is told it: not always this processor.
-_target: Any = cpu_target.target_context
-_INSTRUCTIONS = frozenset(_target.codegen().magic_tuple()[2].split(","))
 # A tile's sums: with what they are made of, they fill 32 registers of 512 bits or 16 of 256.
-LANES, TOKENS = (16, 12) if "+avx512bw" in _INSTRUCTIONS else (8, 6)
+LANES, TOKENS = (16, 12) if "+avx512bw" in INSTRUCTIONS else (8, 6)
 VECTORS = 2
-HAS_FOURS = bool(_INSTRUCTIONS & {"+avx512vnni", "+avxvnni"})
+FINISHED = 4  # rows of sums in squares that are finished at a time
+HAS_FOURS = bool(INSTRUCTIONS & {"+avx512vnni", "+avxvnni"})
 RAISED, RAISING = 128, 0x80808080  # and what flips the bits of four of them
 PANEL = VECTORS * LANES  # features of a tile
 APART = 16  # float32 between the rows of maxima, so that they do not all fall on the same places of a cache
@@ -45,6 +44,7 @@ class Tiles(NamedTuple):
     scale: np.ndarray  # float32 [blocks, merged, VECTORS, LANES], of `Screen`
     plain: np.ndarray  # float32 of that shape: bias less floor; features that only fill a block lie below all others
     apart: np.ndarray  # float32 [m, blocks, merged, VECTORS, LANES]: of columns that are multiplied in float32
+    in_squares: bool  # whether `rows` are multiplied in registers for matrices
 
 
 def in_a_group(d_sae: int) -> int:
@@ -52,27 +52,39 @@ def in_a_group(d_sae: int) -> int:
     return VECTORS * (1 if d_sae <= FINE else 2 if d_sae <= 2 * FINE else 4)
 
 
-def packed(rows: np.ndarray) -> np.ndarray:
-    """int8 or int16 [d_sae, d_in] in the order of `Tiles.rows`."""
+def packed(rows: np.ndarray, in_squares: bool = False) -> np.ndarray:
+    """int8 or int16 [d_sae, d_in] in the order of `Tiles.rows`; in_squares: whole squares of words."""
     of_a_word, merged = 4 // rows.itemsize, in_a_group(len(rows)) // VECTORS
-    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % of_a_word))).view(np.uint32)
-    made = np.empty((-(-len(rows) // (PANEL * merged)), merged, words.shape[1], VECTORS, LANES), np.uint32)
+    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % (LINE if in_squares else of_a_word)))).view(np.uint32)
+    made = _whole_lines((-(-len(rows) // (PANEL * merged)), merged, words.shape[1], VECTORS, LANES), np.uint32)
     raising = np.uint32(RAISING if of_a_word == 4 else 0)
     in_ranges(lambda a, b: _pack(words, raising, made, a, b), len(made), made.size)
     return made.view(np.uint8 if of_a_word == 4 else np.int16).reshape(*made.shape, of_a_word)
 
 
-def make_tiles(rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np.ndarray) -> Tiles:
-    """rows: `packed`; scale and plain: float32 [d_sae]; apart: float32 [m, d_sae]."""
+def _whole_lines(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array whose first element begins a line of the cache: what spans two takes twice as long to load."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + LINE, np.uint8)
+    return room[-room.ctypes.data % LINE :][:size].view(dtype).reshape(shape)
+
+
+def make_tiles(
+    rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np.ndarray, in_squares: bool = False
+) -> Tiles:
+    """rows: `packed`, in whole squares where they are said to be; scale and plain: float32 [d_sae]; apart: float32
+    [m, d_sae]."""
     blocks, merged = rows.shape[:2]
 
     def in_order(values: np.ndarray, filling: float) -> np.ndarray:
         filled = np.full((*values.shape[:-1], blocks * PANEL * merged), filling, np.float32)
         filled[..., : len(scale)] = values
         by_lane = filled.reshape(*values.shape[:-1], blocks, LANES, merged, VECTORS)
-        return np.ascontiguousarray(np.moveaxis(by_lane, -3, -1))
+        made = _whole_lines((*values.shape[:-1], *rows.shape[:2], VECTORS, LANES), np.float32)
+        made[...] = np.moveaxis(by_lane, -3, -1)
+        return made
 
-    return Tiles(rows, in_order(scale, 0), in_order(plain, -np.inf), in_order(apart, 0))
+    return Tiles(rows, in_order(scale, 0), in_order(plain, -np.inf), in_order(apart, 0), in_squares)
 
 
 @compiled()
@@ -87,18 +99,19 @@ def _pack(words, raising, packed, start, stop):
                         packed[block, m, c, vector, lane] = (words[j, c] if j < d_sae else np.uint32(0)) ^ raising
 
 
-# All addresses are of bytes, and strides in bytes; `rows` tells how many bits an element has.
+# All addresses are of bytes, and strides in bytes; `rows` tells how many bits an element has. room: where the sums of
+# squares are; None where they are to be made.
 def _tile(  # noqa: PLR0913
     typingctx: Any, rows: Any, x: Any, x_stride: Any, x_start: Any, x_scale: Any, own: Any, own_stride: Any,  # noqa: ARG001
     weight: Any, words: Any, scale: Any, plain: Any, apart: Any, apart_stride: Any, columns: Any, maxima: Any,  # noqa: ARG001
-    stride: Any, joins: Any,  # noqa: ARG001
+    stride: Any, joins: Any, room: Any,  # noqa: ARG001
 ) -> Any:  # fmt: skip
     word, number, size = ir.IntType(32), ir.FloatType(), ir.IntType(64)
     sums, floats, places = ir.VectorType(word, LANES), ir.VectorType(number, LANES), ir.VectorType(word, LANES)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
         x, x_stride, x_start, x_scale, own, own_stride, weight, words = args[1:9]
-        scale, plain, apart, apart_stride, columns, maxima, stride, joins = args[9:]
+        scale, plain, apart, apart_stride, columns, maxima, stride, joins, written = args[9:]
         of_a_word = 32 // signature.args[0].dtype.bitwidth
 
         def address(base: Any, kind: Any, row: int = 0, row_bytes: Any = None) -> Any:
@@ -148,63 +161,96 @@ def _tile(  # noqa: PLR0913
             builder.position_at_end(after)
             return kept
 
-        tokens, x_rows = range(TOKENS), [address(x, word, t, x_stride) for t in range(TOKENS)]
-        panel = address(weight, sums)
+        def sums_of(tokens: range) -> list[Any]:
+            """Of each row and vector of features, in registers."""
+            panel, x_rows = address(weight, sums), [address(x, word, t, x_stride) for t in tokens]
 
-        def add_word(i: Any, kept: list[Any]) -> list[Any]:
-            first = builder.mul(i, size(VECTORS))
-            columns_here = [load(panel, builder.add(first, size(v))) for v in range(VECTORS)]
-            made = []
-            for t in tokens:
-                own_word = all_lanes(load(x_rows[t], i), sums)
-                made += [add(kept[t * VECTORS + v], own_word, columns_here[v]) for v in range(VECTORS)]
-            return made
+            def add_word(i: Any, kept: list[Any]) -> list[Any]:
+                first = builder.mul(i, size(VECTORS))
+                columns_here = [load(panel, builder.add(first, size(v))) for v in range(VECTORS)]
+                made = []
+                for t in tokens:
+                    own_word = all_lanes(load(x_rows[t], i), sums)
+                    made += [add(kept[t * VECTORS + v], own_word, columns_here[v]) for v in range(VECTORS)]
+                return made
 
-        starts = [all_lanes(load(address(x_start, word), size(t)), sums) for t in tokens]
-        total = repeat(words, [start for start in starts for _ in range(VECTORS)], add_word)
+            starts = [all_lanes(load(address(x_start, word), size(t)), sums) for t in tokens]
+            return repeat(words, [start for start in starts for _ in range(VECTORS)], add_word)
 
         per_vector = [[load(address(each, floats), size(v)) for v in range(VECTORS)] for each in (scale, plain)]
-        acts = []
-        for t in tokens:
-            step = all_lanes(load(address(x_scale, number), size(t)), floats)
-            for v in range(VECTORS):
-                product = builder.fmul(builder.sitofp(total[t * VECTORS + v], floats), per_vector[0][v])
-                scaled = builder.fmul(product, step, flags=("contract",))
-                acts.append(builder.fadd(scaled, per_vector[1][v], flags=("contract",)))
-
-        own_rows = [address(own, number, t, own_stride) for t in tokens]
-
-        def add_apart(i: Any, kept: list[Any]) -> list[Any]:
-            column = builder.inttoptr(builder.add(apart, builder.mul(i, apart_stride)), floats.as_pointer())
-            factors, made = [load(column, size(v)) for v in range(VECTORS)], []
-            for t in tokens:
-                value = all_lanes(load(own_rows[t], i), floats)
-                for v in range(VECTORS):
-                    product = builder.fmul(value, factors[v], flags=("contract",))
-                    made.append(builder.fadd(kept[t * VECTORS + v], product, flags=("contract",)))
-            return made
-
-        acts = repeat(columns, acts, add_apart)
         nothing, is_joined = ir.Constant(floats, [-math.inf] * LANES), builder.trunc(joins, ir.IntType(1))
-        for t in tokens:
-            place = address(maxima, floats, t, stride)
-            largest = builder.select(is_joined, builder.load(place, align=4), nothing)
-            for act in acts[t * VECTORS : (t + 1) * VECTORS]:
-                largest = builder.select(builder.fcmp_ordered(">", act, largest), act, largest)
-            builder.store(largest, place, align=4)
+
+        def finish(tokens: range, first: Any, total: list[Any]) -> None:
+            """Write the largest of what the sums of these rows from the `first` on say."""
+
+            def row(base: Any, row_bytes: Any, kind: Any, t: int) -> Any:
+                return address(builder.add(base, builder.mul(first, row_bytes)), kind, t, row_bytes)
+
+            acts = []
+            for t in tokens:
+                step = all_lanes(builder.load(row(x_scale, size(4), number, t), align=4), floats)
+                for v in range(VECTORS):
+                    product = builder.fmul(builder.sitofp(total[t * VECTORS + v], floats), per_vector[0][v])
+                    scaled = builder.fmul(product, step, flags=("contract",))
+                    acts.append(builder.fadd(scaled, per_vector[1][v], flags=("contract",)))
+            own_rows = [row(own, own_stride, number, t) for t in tokens]
+
+            def add_apart(i: Any, kept: list[Any]) -> list[Any]:
+                column = builder.inttoptr(builder.add(apart, builder.mul(i, apart_stride)), floats.as_pointer())
+                factors, made = [load(column, size(v)) for v in range(VECTORS)], []
+                for t in tokens:
+                    value = all_lanes(load(own_rows[t], i), floats)
+                    for v in range(VECTORS):
+                        product = builder.fmul(value, factors[v], flags=("contract",))
+                        made.append(builder.fadd(kept[t * VECTORS + v], product, flags=("contract",)))
+                return made
+
+            acts = repeat(columns, acts, add_apart)
+            for t in tokens:
+                place = row(maxima, stride, floats, t)
+                largest = builder.select(is_joined, builder.load(place, align=4), nothing)
+                for act in acts[t * VECTORS : (t + 1) * VECTORS]:
+                    largest = builder.select(builder.fcmp_ordered(">", act, largest), act, largest)
+                builder.store(largest, place, align=4)
+
+        if room == types.none:
+            finish(range(TOKENS), size(0), sums_of(range(TOKENS)))
+        else:
+
+            def finish_some(i: Any, carried: list[Any]) -> list[Any]:
+                first, starts, total = builder.mul(i, size(FINISHED)), address(x_start, word), []
+                for t in range(FINISHED):
+                    each = builder.add(first, size(t))
+                    start, at = all_lanes(load(starts, each), sums), builder.mul(each, size(VECTORS))
+                    of_row = [load(address(written, sums), builder.add(at, size(v))) for v in range(VECTORS)]
+                    total += [builder.add(one, start) for one in of_row]
+                finish(range(FINISHED), first, total)
+                return carried
+
+            repeat(size(ROWS // FINISHED), [], finish_some)
         return context.get_dummy_value()
 
-    return types.void(rows, *[types.int64] * 16), codegen
+    return types.void(rows, *[types.int64] * 16, room), codegen
 
 
 # A tile of pre-activations, written as the largest of each group, or, `joins` being 1, joined to what is there.
 _write_tile: Any = intrinsic(_tile)
 
 
-@intrinsic
-def _last_used(typingctx: Any, *arrays: Any) -> Any:  # noqa: ARG001
+def _keep(typingctx: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:  # noqa: ARG001
     """Keeps arrays until here: compiled code frees one after the last use of its name, whatever has its address."""
-    return types.void(types.StarArgTuple.from_types(arrays)), lambda context, *_: context.get_dummy_value()
+    return types.void(a, b, c, d, e), lambda context, *_: context.get_dummy_value()
+
+
+_last_used: Any = intrinsic(_keep)
+
+
+@compiled()
+def _room(size, dtype):
+    """So many, the first of which begins a line of the cache."""
+    made = np.empty(size + LINE, dtype)
+    first = -made.ctypes.data % LINE // made.itemsize
+    return made[first : first + size]
 
 
 @compiled()
@@ -215,32 +261,52 @@ def largest_of_groups(rows, scale, own, tiles):
     rows: int8 or int16 [n, d_in]; scale: float32 [n]; own: float32 [n, m], the columns of x that are multiplied apart;
     tiles: `Tiles` of the same kind.
     """
-    weight, w_scale, plain, apart = tiles
+    weight, w_scale, plain, apart, in_squares = tiles
     (n, d_in), m = rows.shape, own.shape[1]
     blocks, merged, words, of_a_word = weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[5]
-    whole = (n + TOKENS - 1) // TOKENS * TOKENS
-    x, factors = np.zeros((whole, of_a_word * words), rows.dtype), np.zeros((whole, m), np.float32)
+    height, line = (ROWS, LINE) if in_squares else (TOKENS, words * of_a_word)
+    whole, width = (n + height - 1) // height * height, words * of_a_word
+    # Rows of a square follow one another: all of it lies in a few lines, whatever the length of a row.
+    x, factors = _room(whole * width, rows.dtype), np.zeros((whole, m), np.float32)
     start, steps = np.zeros(whole, np.int32), np.zeros(whole, np.float32)
+    x[:] = 0
     for t in range(n):
         raised, steps[t] = np.int32(0), scale[t]
-        for c in range(d_in):
-            x[t, c] = rows[t, c]
-            raised = np.int32(raised + np.int32(rows[t, c]))
+        first, between = t * width, line
+        if in_squares:
+            first, between = (t // SIDE * (width // LINE) * SIDE + t % SIDE) * LINE, SIDE * LINE
+        for c in range(0, d_in, line):
+            # Counted from 0, so that no place can be one from the end, which would be asked of each.
+            of_row, copied = rows[t, c : c + line], x[first + c // line * between :]
+            for e in range(len(of_row)):
+                copied[e] = of_row[e]
+                raised = np.int32(raised + np.int32(of_row[e]))
         start[t] = -RAISED * raised if of_a_word == 4 else 0
         for c in range(m):
             factors[t, c] = own[t, c]
     stride = blocks * LANES + APART
-    maxima = np.empty((whole, stride), np.float32)
+    maxima = _room(whole * stride, np.float32).reshape(whole, stride)
     x_at, start_at, step_at, own_at = x.ctypes.data, start.ctypes.data, steps.ctypes.data, factors.ctypes.data
-    for panel in range(blocks * merged):
-        panel_at = weight.ctypes.data + panel * words * PANEL * 4
-        first, joins = panel * PANEL * 4, np.int64(panel % merged > 0)
-        a, b, c = w_scale.ctypes.data + first, plain.ctypes.data + first, apart.ctypes.data + first
-        out = maxima.ctypes.data + panel // merged * LANES * 4
-        for t in range(0, whole, TOKENS):
-            _write_tile(
-                weight, x_at + t * words * 4, words * 4, start_at + t * 4, step_at + t * 4, own_at + t * m * 4, m * 4,
+    sums = _room(SUMS // 4, np.int32)
+    if in_squares:
+        configure()
+    for together in range(blocks * whole // height):
+        block, t = together // (whole // height), together % (whole // height) * height
+        out = maxima.ctypes.data + block * LANES * 4
+        for panel in range(block * merged, (block + 1) * merged):
+            panel_at = weight.ctypes.data + panel * words * PANEL * 4
+            first, joins = panel * PANEL * 4, np.int64(panel % merged > 0)
+            a, b, c = w_scale.ctypes.data + first, plain.ctypes.data + first, apart.ctypes.data + first
+            tile = (
+                x_at + t * words * 4, words * 4, start_at + t * 4, step_at + t * 4, own_at + t * m * 4, m * 4,
                 panel_at, words, a, b, c, blocks * merged * PANEL * 4, m, out + t * stride * 4, stride * 4, joins
             )  # fmt: skip
-    _last_used(x, start, steps, factors)
+            if in_squares:
+                add_products(tile[0], tile[6], words // SIDE, sums.ctypes.data)
+                _write_tile(weight, *tile, sums.ctypes.data)
+            else:
+                _write_tile(weight, *tile, None)
+    if in_squares:
+        release()
+    _last_used(x, start, steps, factors, sums)
     return maxima
