@@ -65,6 +65,25 @@ def test_ranges_cover_everything_once(cost, threads):
     assert done.tolist() == [1] * 10
 
 
+def test_ranges_return_in_their_order_whoever_takes_them_and_raise_what_the_first_raises():
+    for _ in range(50):
+        assert in_ranges(lambda start, stop: (start, stop), 9, 1 << 30, 3, threads=3) == [(i, i + 1) for i in range(9)]
+
+    def work(start: int, stop: int) -> int:
+        done.append(start)
+        if start in (2, 5):
+            raise ValueError(f"range {start}")
+        return start
+
+    done: list[int] = []
+    with pytest.raises(ValueError, match="range 2"):
+        in_ranges(work, 8, 1 << 30, 4, threads=2)
+    assert sorted(done) == list(range(8))
+    # A range may be divided in turn: who waits has always done what nobody else has begun.
+    inner = in_ranges(lambda a, b: in_ranges(lambda c, d: d - c, b - a, 1 << 30, threads=2), 8, 1 << 30, threads=2)
+    assert inner == [[2, 2], [2, 2]]
+
+
 def test_the_transposition_keeps_every_entry_and_the_order_of_tokens():
     x = signed_acts(20, 300, 17)
     columns = transpose(sparse(x))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 import numba
@@ -101,9 +103,10 @@ def in_ranges(
 ) -> list[T]:
     """What `work(start, stop)` returns on contiguous ranges that together cover [0, n), in threads without the GIL.
 
-    operations: about how many elementary ones all of it takes. threads: by default torch's number. Several pieces per
-    thread even out ranges of unequal cost, and so does `cost`, rising [n + 1]: the cost of everything before i. A
-    `work` that writes nothing but the entries of its range gives the same bits for any number of threads and pieces.
+    operations: about how many elementary ones all of it takes. threads: by default torch's number, the calling one
+    among them. Several pieces per thread even out ranges of unequal cost, and so does `cost`, rising [n + 1]: the cost
+    of everything before i. A `work` that writes nothing but the entries of its range gives the same bits for any number
+    of threads and pieces. What `work` raises is raised when all is done, that of the first range before others.
     """
     if threads is None:
         import torch  # takes a second to load
@@ -116,14 +119,48 @@ def in_ranges(
     if cost is not None:
         wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
         edges[1:-1] = np.searchsorted(cost, wanted).tolist()
-    spread = map if threads == 1 else _pool(os.getpid(), threads).map
-    return list(spread(work, edges[:-1], edges[1:]))
+    # Who wakes late finds less to do, or nothing, and is not waited for: waking takes as long as much of the work.
+    numbers = count()
+    of_others: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def take(put: Callable[[tuple[int, Any, BaseException | None]], object]) -> None:
+        while (number := next(numbers)) < pieces:
+            try:
+                put((number, work(edges[number], edges[number + 1]), None))
+            except BaseException as error:
+                put((number, None, error))
+
+    _ask(partial(take, of_others.put), min(threads, pieces) - 1)
+    done: list[tuple[int, Any, BaseException | None]] = []
+    take(done.append)
+    done += [of_others.get() for _ in range(pieces - len(done))]
+    done.sort(key=lambda piece: piece[0])
+    for _, _, error in done:
+        if error is not None:
+            raise error
+    return [made for _, made, _ in done]
 
 
-@lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    # The process id is part of the key because a forked child inherits the pool but not its threads.
-    return ThreadPoolExecutor(threads, thread_name_prefix="heredity-kernel")
+def _ask(call: Callable[[], None], threads: int) -> None:
+    """Have so many other threads make this call, soon or later."""
+    calls, started = _others(os.getpid())
+    while len(started) < threads:
+        started.append(Thread(target=_answer, args=(calls,), name="heredity-kernel", daemon=True))
+        started[-1].start()
+    for _ in range(threads):
+        calls.put(call)
+
+
+@lru_cache(maxsize=1)
+def _others(process: int) -> tuple[SimpleQueue[Callable[[], None]], list[Thread]]:  # noqa: ARG001
+    """What is asked of this process's other threads, and they."""
+    # The process id is the key because a forked child inherits the queue but not its threads.
+    return SimpleQueue(), []
+
+
+def _answer(calls: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        calls.get()()
 
 
 class Sparse(NamedTuple):
