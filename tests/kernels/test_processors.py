@@ -15,7 +15,10 @@ from heredity.engine.store import Store
 from heredity.kernels import processors as processors_of_this
 from heredity.kernels.processors import default_workers, free_processors, processors, share_processors
 
-VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+VARIABLES = (
+    "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_THREAD_TIMEOUT", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -54,11 +57,14 @@ def test_processors_are_free_unless_busy_for_a_minute_and_now(machine, count, al
 
 
 @pytest.mark.parametrize(("running", "threads"), [(1, None), (3, "2")])
-def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machine, monkeypatch, running, threads):
+def test_threads_of_torch_and_numpy_sleep_while_they_wait_and_leave_busy_cores_alone(
+    machine, monkeypatch, running, threads
+):
     machine(4, 4, float(running), running)
     monkeypatch.setattr(processors_of_this, "_shared", 0)
     share_processors()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and int(os.environ["GOMP_SPINCOUNT"]) <= 10_000
+    assert int(os.environ["OPENBLAS_THREAD_TIMEOUT"]) < 20
     assert os.environ.get("OMP_NUM_THREADS") == threads
     assert processors_of_this._shared == (4 if threads else 0)
 
@@ -82,7 +88,7 @@ def test_a_run_begun_beside_others_takes_their_processors_when_they_have_gone(mo
 
 def test_variables_that_are_set_stay(machine, monkeypatch: pytest.MonkeyPatch):
     machine(4, 4, 3.0, 4)
-    given = dict(zip(VARIABLES, ("ACTIVE", "7000", "4", "3", "7"), strict=True))
+    given = dict(zip(VARIABLES, ("ACTIVE", "7000", "28", "4", "3", "7"), strict=True))
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     share_processors()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MUCH = 3 * 2**29  # bytes of a process; looking for cycles takes half a second
-_SPINS = "10000"  # some tens of microseconds
+_SPINS, _TICKS = "10000", "16"  # some tens of microseconds: rounds of a loop; the power of 2 of the clock's ticks
 _giving_way: list[subprocess.Popen[bytes]] = []  # processes of this one that run on what is left idle
 _shared = 0  # threads that this process would have alone; 0 unless `share_processors` took fewer
 
@@ -51,9 +51,9 @@ def default_workers() -> int:
 
 
 def share_processors() -> None:
-    """Leave processors to others: torch's threads soon sleep when they wait, and there is one per free core.
+    """Leave processors to others: threads that wait soon sleep, torch's and NumPy's, and torch has one per free core.
 
-    For the start of a program: OpenMP reads the environment when torch loads it. Variables that are set stay.
+    For the start of a program: OpenMP and OpenBLAS read the environment when they load. Variables that are set stay.
     `retake_processors` takes more when others have left.
     """
     global _shared
@@ -62,6 +62,8 @@ def share_processors() -> None:
         # this policy, so that each small product wakes its threads anew: in between small models train fastest.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    # OpenBLAS, of which NumPy and SciPy have one each, spins for tens of milliseconds after every product.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _TICKS)
     if (free := free_processors()) < processors() and "MKL_NUM_THREADS" not in os.environ:
         # Torch takes one thread per core, not one per hardware thread.
         siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
