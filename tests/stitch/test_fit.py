@@ -50,7 +50,8 @@ def start(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_loss_only_falls_and_ends_where_autograd_sees_no_slope(rows):
     moments = moments_of(rows)
-    up, down, losses, converged = minimize_joint(moments, *start(moments), ALPHA, tolerance=1e-17)
+    # Below a share of 2e-16 float64 does not tell losses apart: on some processors the descent ends before less is met.
+    up, down, losses, converged = minimize_joint(moments, *start(moments), ALPHA, tolerance=1e-15)
     assert converged and len(losses) < 100
     assert np.all(np.diff(losses) <= 1e-13 * losses[0]) and losses[-1] < 0.95 * losses[0]
     for loss, maps in ((losses[0], start(moments)), (losses[-1], (up, down))):
