@@ -352,7 +352,7 @@ def test_ranges_in_threads_join_to_the_same_bits(screening, planted, monkeypatch
 
 def test_a_screen_serves_several_calls_and_another_call_s_choice_changes_nothing(screening, planted):
     x, weight, bias = planted
-    for kind in KINDS:
+    for kind in KINDS if HAS_SQUARES else KINDS[1:]:
         assert_same(sparse_encode(x, weight, bias, 7, screen=make_screen(weight, kind)), dense_way(x, weight, bias, 7))
 
 

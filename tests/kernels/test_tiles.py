@@ -43,6 +43,13 @@ def test_rows_are_kept_for_as_long_as_they_are_read():
     np.testing.assert_array_equal(found[:, :16], 128)
 
 
+def test_registers_for_matrices_that_are_missing_are_not_taken(monkeypatch):
+    monkeypatch.setattr(tiles, "HAS_SQUARES", False)
+    rows, scale, none = tiles.packed(np.ones((32, 64), np.int8), True), np.ones(32, np.float32), np.empty((0, 32))
+    with pytest.raises(RuntimeError, match="no registers for matrices"):
+        tiles.make_tiles(rows, scale, scale, none, True)
+
+
 def problem(n: int, d_in: int, d_sae: int, kind: Any) -> tuple[np.ndarray, ...]:
     """Rows, scales, columns apart, weights and what belongs to their features; with the largest sums there are."""
     random = np.random.default_rng(d_sae)

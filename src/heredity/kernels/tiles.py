@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from heredity.kernels.sparse import compiled, in_ranges
-from heredity.kernels.squares import INSTRUCTIONS, LINE, ROWS, SIDE, SUMS, add_products, configure, release
+from heredity.kernels.squares import HAS_SQUARES, INSTRUCTIONS, LINE, ROWS, SIDE, SUMS, add_products, configure, release
 
 # A tile's sums: with what they are made of, they fill 32 registers of 512 bits or 16 of 256.
 LANES, TOKENS = (16, 12) if "+avx512bw" in INSTRUCTIONS else (8, 6)
@@ -73,7 +73,9 @@ def make_tiles(
     rows: np.ndarray, scale: np.ndarray, plain: np.ndarray, apart: np.ndarray, in_squares: bool = False
 ) -> Tiles:
     """rows: `packed`, in whole squares where they are said to be; scale and plain: float32 [d_sae]; apart: float32
-    [m, d_sae]."""
+    [m, d_sae]. Raises RuntimeError where squares are missing."""
+    if in_squares and not HAS_SQUARES:
+        raise RuntimeError("this process has no registers for matrices")
     blocks, merged = rows.shape[:2]
 
     def in_order(values: np.ndarray, filling: float) -> np.ndarray:
