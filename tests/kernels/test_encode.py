@@ -37,6 +37,12 @@ def layer(d_in: int, d_sae: int, bias: float = 0.0) -> tuple[torch.Tensor, torch
     return torch.randn(d_sae, d_in, generator=generator) / d_in**0.5, torch.full((d_sae,), bias)
 
 
+def force(monkeypatch: pytest.MonkeyPatch, kind: Kind, d_in: int, d_sae: int) -> None:
+    if getattr(paths.costs_of(d_in, d_sae), kind) == np.inf:
+        pytest.skip("no such product on this processor")
+    monkeypatch.setenv(paths.FORCE, kind)
+
+
 def vectors(n: int, d_in: int) -> torch.Tensor:
     return torch.randn(n, d_in, generator=torch.Generator().manual_seed(1))
 
@@ -103,6 +109,35 @@ def test_of_equal_activations_the_lower_features_win():
     bias[250] = 2
     found = sparse_encode(vectors(3, 4), weight, bias, 4)
     assert found.indices.reshape(3, 4).tolist() == [[0, 1, 2, 250]] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("d_in", "d_sae"), [(24, 130), (96, 2048), (24, 5000), (16, 40_000)])
+def test_features_that_follow_equal_ones_are_found(monkeypatch, kind, d_in, d_sae):
+    """Several of a group are active, and are told apart by nothing but their number."""
+    weight, bias = layer(d_in, d_sae, -0.5)
+    x, weight = vectors(70, d_in), weight.repeat_interleave(5, 0)[:d_sae].contiguous()
+    acts = np.maximum(pre_acts_of(x, weight, bias).numpy(), 0)
+    force(monkeypatch, kind, d_in, d_sae)
+    for k in (d_sae, 1, 12):
+        order = np.argsort(-acts, axis=1, kind="stable")[:, :k]  # of equal ones the lower first
+        expected = np.zeros_like(acts)
+        np.put_along_axis(expected, order, np.take_along_axis(acts, order, 1), 1)
+        assert_same(sparse_encode(x, weight, bias, None if k == d_sae else k), dense_to_csr(torch.from_numpy(expected)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_near_the_largest_float_is_found(monkeypatch, kind):
+    x, (weight, bias) = vectors(70, D_IN), layer(D_IN, D_SAE)
+    x[::3] *= 1e37
+    x[68] *= 3e37
+    for k in (None, 12):
+        found = []
+        for forced in (kind, "float32"):
+            force(monkeypatch, forced, D_IN, D_SAE)
+            found.append(sparse_encode(x, weight, bias, k))
+        assert_same(*found)
+        assert found[0].values.max() > 1e37
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,12 +15,12 @@ from numba.extending import overload
 from heredity.kernels.masks import BLOCK, above, larger, lowest
 from heredity.kernels.screens import IN_TILES, Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
-from heredity.kernels.tiles import LANES as TILE_LANES
-from heredity.kernels.tiles import VECTORS, in_a_group, largest_of_groups
+from heredity.kernels.tiles import LARGEST_GROUP, LOWEST, VECTORS, in_a_group, largest_of_groups
+from heredity.kernels.words import LANES as TILE_LANES
+from heredity.kernels.words import dots
 
 LANES = 16  # features of a group, of which the largest stands for all
 GROUPS_PER_ACTIVE = 16  # of k active features, below which too many groups hold one to look into them singly
-GROUPS_AHEAD = 3  # groups by which the loading of their features' integers runs ahead
 COARSE = 8  # groups of integer products whose largest is looked at first
 LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
@@ -251,51 +251,32 @@ def sum_pre_acts(x, weight, bias, starts, features, values):
 
 
 @compiled()
-def _dot_of_integers(x, i, weight, j):
-    total = np.int32(0)
-    for c in range(x.shape[1]):
-        total = np.int32(total + np.int32(np.int32(x[i, c]) * np.int32(weight[j, c])))
-    return total
-
-
-@compiled()
-def _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, groups, count, pre_acts):
-    """Write what products of integers say of row i and the features of some groups, pre-activations less the floor.
-
-    groups: int32, `count` of them, rising; pre_acts: float32 [at least count, features of a group].
-    """
-    (d_sae, d_in), size, flat = w_rows.shape, pre_acts.shape[1], w_rows.reshape(-1)
-    for g in range(count):
-        if g + GROUPS_AHEAD < count:
-            load_ahead(flat, groups[g + GROUPS_AHEAD], size * d_in)
-        start = groups[g] * size
-        for j in range(start, min(start + size, d_sae)):
-            base = plain[j]
-            for c in range(own.shape[1]):
-                base += own[i, c] * w_apart[c, j]
-            pre_acts[g, j - start] = scale[i] * w_scale[j] * np.float32(_dot_of_integers(rows, i, w_rows, j)) + base
+def _member(act):
+    """Which feature of its group one of `largest_of_groups` is of."""
+    return np.int64(np.float32(act).view(np.uint32) & np.uint32(LARGEST_GROUP - 1))
 
 
 @compiled()
 def _left_in_groups(
-    maxima, rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_norm, w_rounding, w_apart, groups,
-    weight, bias, plain, sizes, k, limit
+    maxima, seconds, rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_apart, groups, weight,
+    bias, plain, k, limit
 ):  # fmt: skip
-    """As `candidates_of`, from what a screen finds largest in each group of features that follow one another.
+    """As `candidates_of`, from the two largest that a screen finds in each group of features that follow one another.
 
-    maxima: float32 [n, at least groups]; rows and w_rows: what was multiplied, int8 or int16 [n, d_in], [d_sae, d_in];
-    size: features of a group. The products of a group that may hold a candidate are made once more, one by one. found:
-    int64 [n], written: how many; -1 where they would be more than `limit` a row. Returns features, what is known of
-    their pre-activations, and int64 [n + 1] where each row's start.
+    maxima, seconds: `largest_of_groups`, float32 [n, at least groups]; rows and w_rows: what was multiplied, int8 or
+    int16 [n, d_in], [d_sae, d_in]; size: features of a group. The products of a group in which more than one may be
+    active are made once more, one by one. found: int64 [n], written: how many; -1 where there is no room for more than
+    `limit` a row, and where products may overflow. Returns features, what is known of their pre-activations, and int64
+    [n + 1] where each row's start.
     """
     n, number, (d_sae, d_in) = len(maxima), groups.shape[1], w_rows.shape
     coarse, cut, weights = np.empty(number // COARSE, np.float32), np.float32(0), weight.reshape(-1)
-    # Groups that may hold a candidate; those at the top, with their first features, known exactly; all others.
-    near, top, rest = np.empty(number + 1, np.int32), np.empty(number + 1, np.int32), np.empty(number, np.int32)
-    of_top, of_rest = np.empty((number, size), np.float32), np.empty((number, size), np.float32)
-    first, exact, at_most = np.empty(number, np.int32), np.empty(number, np.float32), np.empty(number + 1, np.float32)
+    # Groups that may hold a candidate; those at the top, and their first features, known exactly.
+    near, top, sums = np.empty(number + 1, np.int32), np.empty(number + 1, np.int32), np.empty(size, np.int32)
+    first, exact = np.empty(number, np.int32), np.empty(number, np.float32)
     starts = np.zeros(n + 1, np.int64)
-    features, values = np.empty(n * limit + 1, np.int32), np.empty(n * limit + 1, np.float32)
+    room = n * limit + size  # of which a group that reaches beyond the last feature may need some
+    features, values = np.empty(room, np.int32), np.empty(room, np.float32)
     norm, rounding, others = groups[0].max(), groups[1].max(), groups[2].max()
     for i in range(n):
         row, multiplied, known = maxima[i, :number], np.float32(0), 0
@@ -308,64 +289,61 @@ def _left_in_groups(
                 _largest_of_groups(row, coarse)
                 some = coarse
             known = collect(row, bisect(some, k, k + k // 4, 16), top)
-            _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, top, known, of_top)
             for g in range(known):
-                start = top[g] * size
-                best = start
-                for j in range(start + 1, min(start + size, d_sae)):
-                    best = j if of_top[g, j - start] > of_top[g, best - start] else best
-                first[g] = best
-                load_ahead(weights, best, d_in)
+                first[g] = top[g] * size + _member(row[top[g]])
+                load_ahead(weights, first[g], d_in)
             exact[:known] = np.nan
             _sum_row(x, i, weight, bias, first, 0, known, exact)
             cut = below_largest(exact[:known], k)
-        # Twice `rel`: once for the products, and for the rounding of these bounds.
-        by_norm = slack[i] + np.float32(2) * rel * (reach[i] + multiplied)
-        by_rounding, by_others = reach[i] * (np.float32(1) + np.float32(2) * rel), np.float32(4) * rel
+        # Four times `rel`: for the products, twice for their last bits, and for the rounding of these bounds.
+        most, by_others = reach[i] + multiplied, np.float32(6) * rel
+        by_norm, by_rounding = slack[i] + np.float32(4) * rel * most, reach[i] * (np.float32(1) + np.float32(2) * rel)
         surely_below = cut - by_norm * norm - by_rounding * rounding - by_others * others
-        left, more, t = 0, 0, 0
-        for g in range(collect(row, surely_below, near)):
+        has_room = most * norm + others < -LOWEST
+        at, t = starts[i], 0
+        for g in range(collect(row, surely_below, near) if has_room else 0):
             b = near[g]
             above = by_norm * groups[0, b] + by_rounding * groups[1, b] + by_others * groups[2, b]
-            if row[b] + above > cut:
-                near[left], at_most[left] = b, above
-                left += 1
-                while t < known and top[t] < b:
-                    t += 1
-                rest[more] = b
-                more += np.int64(t == known or top[t] != b)
-        found[i] = left * size
-        if starts[i] + left * size > n * limit:
-            found[i], left, more = -1, 0, 0
-        _by_integers(rows, i, own, scale, w_rows, w_scale, w_apart, plain, rest, more, of_rest)
-        at, t, more = starts[i], 0, 0
-        for g in range(left):
-            start = near[g] * size
-            while t < known and top[t] < near[g]:
+            if not row[b] + above > cut:
+                continue
+            has_room = at + size <= room
+            if not has_room:
+                break
+            while t < known and top[t] < b:
                 t += 1
-            is_top = t < known and top[t] == near[g]
-            for j in range(start, min(start + size, d_sae)):
-                pre_act = of_top[t, j - start] if is_top else of_rest[more, j - start]
-                if pre_act + at_most[g] > cut:
-                    features[at], values[at] = j, exact[t] if is_top and first[t] == j else np.float32(np.nan)
-                    above = by_norm * w_norm[j] + by_rounding * w_rounding[j] + by_others * sizes[j]
-                    at += np.int64(pre_act + above > cut)
-            more += np.int64(not is_top)
-        starts[i + 1] = at
+            best = b * size + _member(row[b])
+            value = exact[t] if t < known and top[t] == b else np.float32(np.nan)
+            if not seconds[i, b] + above > cut:
+                features[at], values[at] = best, value
+                at += 1
+                continue
+            of_group = sums[: min(size, d_sae - b * size)]
+            if size > VECTORS:
+                dots(rows, i, w_rows, b * size, of_group)
+            for p in range(len(of_group)):
+                j = b * size + p
+                base = plain[j]
+                for c in range(own.shape[1]):
+                    base += own[i, c] * w_apart[c, j]
+                act = scale[i] * w_scale[j] * np.float32(of_group[p]) + base
+                features[at], values[at] = j, value if j == best else np.float32(np.nan)
+                at += np.int64(size == VECTORS or j == best or act + above > cut)
+        found[i] = at - starts[i] if has_room else -1
+        starts[i + 1] = at if has_room else starts[i]
     return features[: starts[n]].copy(), values[: starts[n]].copy(), starts
 
 
 @compiled()
 def active_in_groups(
-    rows, scale, reach, slack, own, x, found, counts, tiles, w_rows, rel, w_scale, w_norm, w_rounding, w_apart, groups,
-    weight, bias, plain, sizes, floor, k, limit
+    rows, scale, reach, slack, own, x, found, counts, tiles, w_rows, rel, w_scale, w_apart, groups, weight, bias, plain,
+    floor, k, limit
 ):  # fmt: skip
     """`active_of` for a screen of integers: what they are in place of their products. tiles: `Tiles` of w_rows."""
     size = tiles[0].shape[1] * VECTORS
-    maxima = largest_of_groups(rows, scale, own, tiles)
+    maxima, seconds = largest_of_groups(rows, scale, own, tiles)
     features, values, starts = _left_in_groups(
-        maxima[: len(rows)], rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_norm, w_rounding,
-        w_apart, groups, weight, bias, plain, sizes, k, limit
+        maxima[: len(rows)], seconds, rows, scale, reach, slack, own, x, found, size, w_rows, rel, w_scale, w_apart,
+        groups, weight, bias, plain, k, limit
     )  # fmt: skip
     sum_pre_acts(x, weight, bias, starts, features, values)
     return active_among(starts, features, values, floor, k, counts)

@@ -142,7 +142,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
         chunk = x[at : at + rows]
         limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
         found = _screened(chunk, ready, encoder, limit)
-        useless = found.crowded > MOST_CROWDED * len(chunk)
+        useless = bool(exacter) and found.crowded > MOST_CROWDED * len(chunk)
         if not useless:
             parts.append(found.acts)
             overfull.append(at + found.overfull)
@@ -186,8 +186,8 @@ def _rows_of_a_chunk(screen: Screen) -> int:
 def _rows_of_a_piece(screen: Screen) -> int:
     """Rows of which tiles write about as much as they read, which is the weights, once for all of these rows."""
     d_sae, d_in = screen.rows.shape
-    of_a_row = 4 * d_sae // in_a_group(d_sae)
-    return max(LEAST_ROWS_OF_A_PIECE, min(3 * d_in * in_a_group(d_sae) // 8, MOST_OF_A_PIECE // max(of_a_row, 1)))
+    of_a_row = 2 * 4 * d_sae // in_a_group(d_sae)
+    return max(LEAST_ROWS_OF_A_PIECE, min(3 * d_in * in_a_group(d_sae) // 16, MOST_OF_A_PIECE // max(of_a_row, 1)))
 
 
 def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
@@ -206,14 +206,15 @@ def _screened(x: Tensor, ready: _Ready, encoder: Encoder, limit: int) -> _Chunk:
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
     found, counts, rel = np.empty(n, np.int64), np.empty(n, np.int64), output_rounding(screen.kind)
     bounds = rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), found, counts
-    of_weights = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
-    of_encoder = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.floor, encoder.k, limit
+    of_encoder, of_choice = (encoder.weight.numpy(), encoder.bias, encoder.plain), (encoder.floor, encoder.k, limit)
     if tiles is not None:
         per_row, work = (rounded.rows.numpy(), *bounds), active_in_groups
-        chosen = tiles, screen.rows.numpy(), *of_weights, *of_encoder
+        of_weights = tiles, screen.rows.numpy(), rel, screen.scale, apart.weight, groups
+        chosen = *of_weights, *of_encoder, *of_choice
     else:
         per_row, work = (products(rounded, screen), *bounds), active_of
-        chosen = *of_weights, *of_encoder
+        of_weights = rel, screen.scale, screen.norm, screen.rounding, apart.weight, groups
+        chosen = *of_weights, *of_encoder, encoder.sizes, *of_choice
     # Tiles are made in the threads, and each piece of them reads all the weights.
     pieces, operations = 2, n * d_sae
     if tiles is not None:

@@ -23,7 +23,8 @@ from heredity.kernels.screens import IN_TILES, WIDEST_INT8, Kind, Screen, make_s
 from heredity.kernels.sparse import in_ranges
 from heredity.kernels.squares import HAS_SQUARES
 from heredity.kernels.squares import ROWS as OF_SQUARES
-from heredity.kernels.tiles import HAS_FOURS, TOKENS, largest_of_groups, make_tiles, packed
+from heredity.kernels.tiles import TOKENS, largest_of_groups, make_tiles, packed
+from heredity.kernels.words import HAS_FOURS
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 96, 1024  # rows of the products that are timed, and features, or more where they would be small:
