@@ -1,4 +1,4 @@
-"""Tiles of integer products, alone: the two largest of each group as NumPy finds them, by an instruction or without one."""
+"""Tiles of integer products, alone: the two largest of each group as NumPy finds them, by an instruction or plainly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from heredity.kernels import tiles, words
 from heredity.kernels.screens import LEVELS, levels_of
 from heredity.kernels.squares import HAS_SQUARES
 
-SHAPES = [(1, 1, 1), (13, 7, 33), (24, 64, 512), (25, 130, 700), (5, 48, (1 << 10) + 16), (5, 48, (1 << 12) + 16), (3, 16, (1 << 15) + 40)]
+SHAPES = [
+    (1, 1, 1),
+    (13, 7, 33),
+    (24, 64, 512),
+    (25, 130, 700),
+    (5, 48, (1 << 10) + 16),
+    (5, 48, (1 << 12) + 16),
+    (3, 16, (1 << 15) + 40),
+]
 
 
 def largest(rows: np.ndarray, scale: np.ndarray, own: np.ndarray, weight: np.ndarray, *of_features: np.ndarray):
