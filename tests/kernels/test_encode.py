@@ -127,17 +127,30 @@ def test_features_that_follow_equal_ones_are_found(monkeypatch, kind, d_in, d_sa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_comes_near_the_largest_float_is_found(monkeypatch, kind):
-    x, (weight, bias) = vectors(70, D_IN), layer(D_IN, D_SAE)
-    x[::3] *= 1e37
-    x[68] *= 3e37
-    for k in (None, 12):
-        found = []
-        for forced in (kind, "float32"):
-            force(monkeypatch, forced, D_IN, D_SAE)
-            found.append(sparse_encode(x, weight, bias, k))
-        assert_same(*found)
-        assert found[0].values.max() > 1e37
+@pytest.mark.parametrize(
+    ("of_x", "of_weight", "threshold"),
+    [(1e37, 1, 0), (1e38, 0.01, 0), (1e-10, 1e36, 0), (1e-10, 1e34, 0), (1e-30, 1e-6, 8e-36), (1e-20, 1e-15, 8e-36)],
+)
+def test_what_lies_near_the_ends_of_float32_is_found(monkeypatch, kind, of_x, of_weight, threshold):
+    if kind == "bf16" and of_x < 1e-10:
+        pytest.skip("products of bfloat16 near the smallest float are flushed to 0")
+    x, (weight, bias) = vectors(70, D_IN).clamp(-3, 3), layer(D_IN, D_SAE)
+    x[::3] *= of_x
+    x[68] *= 3 * of_x if of_x == 1e37 else of_x
+    weight, least = weight * of_weight, torch.tensor(threshold) if threshold else None
+    assert_found(monkeypatch, kind, (x, weight, bias), least)
+
+
+def assert_found(monkeypatch, kind, given, threshold) -> None:
+    """As a product in float64 has it, but where that is within rounding of 0 or of the threshold."""
+    force(monkeypatch, kind, D_IN, D_SAE)
+    found = dense_of(sparse_encode(*given, threshold=threshold))
+    whole = exact(*given).numpy()
+    cut = 0 if threshold is None else float(threshold)
+    near = 1e-5 * np.abs(whole).max(1, keepdims=True)
+    assert (whole > cut + near).any()
+    assert (found[whole > cut + near] > 0).all()
+    assert (found[whole < cut - near] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)

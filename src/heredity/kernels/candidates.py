@@ -160,6 +160,13 @@ def candidates_of(
     features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
     values = np.empty(n * limit, np.float32)
     for i in range(n):
+        if not reach[i] + slack[i] < np.inf:
+            # A norm beyond the largest float32 bounds nothing: every feature is decided.
+            counts[i] = d_sae if d_sae <= limit else -1
+            for j in range(max(counts[i], 0)):
+                features[at], values[at] = j, np.nan
+                at += 1
+            continue
         row, known, own = products[i], 0, np.float32(0)
         if len(w_apart) > 0:
             base = shifted
@@ -278,6 +285,7 @@ def _left_in_groups(
     room = n * limit + size  # of which a group that reaches beyond the last feature may need some
     features, values = np.empty(room, np.int32), np.empty(room, np.float32)
     norm, rounding, others = groups[0].max(), groups[1].max(), groups[2].max()
+    largest_sum = np.float32(2.0**31) * w_scale.max()
     for i in range(n):
         row, multiplied, known = maxima[i, :number], np.float32(0), 0
         for c in range(own.shape[1]):
@@ -299,7 +307,7 @@ def _left_in_groups(
         most, by_others = reach[i] + multiplied, np.float32(6) * rel
         by_norm, by_rounding = slack[i] + np.float32(4) * rel * most, reach[i] * (np.float32(1) + np.float32(2) * rel)
         surely_below = cut - by_norm * norm - by_rounding * rounding - by_others * others
-        has_room = most * norm + others < -LOWEST
+        has_room = most * norm + others < -LOWEST and largest_sum < -LOWEST
         at, t = starts[i], 0
         for g in range(collect(row, surely_below, near) if has_room else 0):
             b = near[g]
@@ -325,7 +333,7 @@ def _left_in_groups(
                 base = plain[j]
                 for c in range(own.shape[1]):
                     base += own[i, c] * w_apart[c, j]
-                act = scale[i] * w_scale[j] * np.float32(of_group[p]) + base
+                act = scale[i] * (w_scale[j] * np.float32(of_group[p])) + base  # as tiles multiply: steps may be tiny
                 features[at], values[at] = j, value if j == best else np.float32(np.nan)
                 at += np.int64(size == VECTORS or j == best or act + above > cut)
         found[i] = at - starts[i] if has_room else -1

@@ -166,7 +166,7 @@ def _ready(screen: Screen, largest: np.ndarray, encoder: Encoder) -> _Ready:
     if screen.kind in IN_TILES:
         # The columns that would leave the others few of the steps.
         middle = len(largest) // 2
-        columns = np.flatnonzero(largest > OUTLYING * np.partition(largest, middle)[middle])
+        columns = np.flatnonzero(largest / OUTLYING > np.partition(largest, middle)[middle])
         columns = np.sort(columns[np.argsort(-largest[columns], kind="stable")[:EXACT_COLUMNS]])
     apart = Apart(columns, np.ascontiguousarray(weight[:, columns].T))
     tiles = None
