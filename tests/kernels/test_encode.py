@@ -137,20 +137,14 @@ def test_what_lies_near_the_ends_of_float32_is_found(monkeypatch, kind, of_x, of
     x, (weight, bias) = vectors(70, D_IN).clamp(-3, 3), layer(D_IN, D_SAE)
     x[::3] *= of_x
     x[68] *= 3 * of_x if of_x == 1e37 else of_x
-    weight, least = weight * of_weight, torch.tensor(threshold) if threshold else None
-    assert_found(monkeypatch, kind, (x, weight, bias), least)
-
-
-def assert_found(monkeypatch, kind, given, threshold) -> None:
-    """As a product in float64 has it, but where that is within rounding of 0 or of the threshold."""
+    given = x, weight * of_weight, bias
     force(monkeypatch, kind, D_IN, D_SAE)
-    found = dense_of(sparse_encode(*given, threshold=threshold))
+    found = dense_of(sparse_encode(*given, threshold=torch.tensor(threshold) if threshold else None))
     whole = exact(*given).numpy()
-    cut = 0 if threshold is None else float(threshold)
-    near = 1e-5 * np.abs(whole).max(1, keepdims=True)
-    assert (whole > cut + near).any()
-    assert (found[whole > cut + near] > 0).all()
-    assert (found[whole < cut - near] == 0).all()
+    near = 1e-5 * np.abs(whole).max(1, keepdims=True)  # within rounding of the threshold
+    assert (whole > threshold + near).any()
+    assert (found[whole > threshold + near] > 0).all()
+    assert (found[whole < threshold - near] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)
